@@ -1,0 +1,71 @@
+"""The mask rule: which token may look at which. The only place where it is written.
+
+Every setting of the field (block-causal inference, full attention, autoregressive, noisy copies for training, packing)
+is a choice of `doc`, `block` and `copy` for each token; backends only execute `is_visible`.
+
+Shape suffixes: B rows, L tokens of a row, Q query tokens, K key tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+PAD_DOC = -1
+CLEAN = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLayout:
+    """What the rule needs to know of each token of packed rows; all int64 [B, L].
+
+    doc: which sequence the token belongs to; `PAD_DOC` for padding (padding sees only padding).
+    block: absolute block index in that sequence.
+    copy: 0 = clean, 1.. = a noisy copy.
+    position: absolute position in the sequence, for rotary embeddings (not part of the rule).
+    """
+
+    doc_BL: Tensor
+    block_BL: Tensor
+    copy_BL: Tensor
+    position_BL: Tensor
+
+    def cat(self, other: TokenLayout) -> TokenLayout:
+        """This layout's tokens followed by the other's, row by row."""
+        return TokenLayout(
+            torch.cat((self.doc_BL, other.doc_BL), 1),
+            torch.cat((self.block_BL, other.block_BL), 1),
+            torch.cat((self.copy_BL, other.copy_BL), 1),
+            torch.cat((self.position_BL, other.position_BL), 1),
+        )
+
+    @classmethod
+    def from_positions(cls, position_BL: Tensor, block_size: int, is_real_BL: Tensor, copy: int = CLEAN) -> TokenLayout:
+        """One sequence per row, blocks of `block_size` on absolute positions; where `is_real_BL` is false: padding."""
+        return cls(
+            torch.where(is_real_BL, 0, PAD_DOC),
+            torch.div(position_BL, block_size, rounding_mode="floor"),
+            torch.full_like(position_BL, copy),
+            position_BL,
+        )
+
+    @classmethod
+    def sequences(cls, length: int, block_size: int, lengths_B: Tensor) -> TokenLayout:
+        """Right-padded rows of `length` tokens, one clean sequence each, of which the first lengths_B[i] are real."""
+        position_BL = torch.arange(length, device=lengths_B.device).expand(len(lengths_B), length)
+        return cls.from_positions(position_BL, block_size, position_BL < lengths_B[:, None])
+
+
+def is_visible(q_doc, q_block, q_copy, k_doc, k_block, k_copy):
+    """The rule, element-wise (tensors of any broadcastable shape, or ints)."""
+    return (q_doc == k_doc) & (((k_copy == CLEAN) & (k_block < q_block)) | ((k_copy == q_copy) & (k_block == q_block)))
+
+
+def visibility(q: TokenLayout, k: TokenLayout) -> Tensor:
+    """The rule as a dense table: bool [B, Q, K]."""
+    return is_visible(
+        q.doc_BL[:, :, None], q.block_BL[:, :, None], q.copy_BL[:, :, None],
+        k.doc_BL[:, None, :], k.block_BL[:, None, :], k.copy_BL[:, None, :],
+    )  # fmt: skip

@@ -1,0 +1,198 @@
+"""The carriers that cross package boundaries. No torch here: the command line and the viewer import this file.
+
+| type | made by | read by |
+|---|---|---|
+| `SamplingParams` | user, recipes | samplers |
+| `Example` | `data` | training loops, rewards, evaluation |
+| `Trace` | every sampler | trainer, evaluation, viewer |
+| `Rollout`, `RolloutGroup` | `rl` | rewards, advantages, objectives |
+| `TraceRecord` | evaluation, `unmask generate` | viewer (one line of `traces.jsonl`) |
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from unmask.errors import UnmaskError
+
+FinishReason = Literal["stop", "length"]
+
+
+class SamplingParams(BaseModel):
+    """How to decode one sequence. Immutable; `params.model_copy(update={"seed": 1})` makes a variant.
+
+    Drawing: logits are divided by `temperature` (0 = argmax), cut to the `top_k` largest (0 = all), then to the
+    smallest set whose probability reaches `top_p`. The mask token is never drawn.
+    Unmasking: `remasking_strategy` chooses which drawn tokens stay; `confidence_threshold` belongs to
+    `low_confidence_dynamic` and is compared with "strictly greater"; `entropy_bound` (nats) to `entropy_bounded`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    max_new_tokens: int = Field(256, ge=1, description="limit on response tokens")
+    block_size: int | None = Field(None, ge=1, description="tokens denoised together; None = the model's")
+    denoising_steps_per_block: int | None = Field(None, ge=1, description="None = block_size (at least one token a step)")
+    remasking_strategy: str = Field("low_confidence_dynamic", description="which drawn tokens stay unmasked")
+    confidence_threshold: float = Field(0.9, ge=0.0, description="for low_confidence_dynamic; strictly greater passes")
+    entropy_bound: float = Field(0.5, ge=0.0, description="nats, for entropy_bounded")
+    temperature: float = Field(1.0, ge=0.0, description="0 = argmax")
+    top_k: int = Field(0, ge=0, description="0 = all")
+    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    stop_token_ids: tuple[int, ...] | None = Field(None, strict=False, description="None = the model's eos_token_ids")
+    seed: int = Field(0, ge=0, lt=2**63)
+    cache: Literal["auto", "none"] = Field("auto", description="auto = keep K/V of committed blocks (exact)")
+
+
+class Example(BaseModel):
+    """One training or evaluation item in chat form.
+
+    `messages` ends with the user's turn; `response` is the demonstration (SFT), `answer` the verifiable result (RL, eval).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    id: str
+    messages: tuple[dict[str, str], ...] = Field(strict=False, min_length=1)
+    response: str | None = None
+    answer: str | None = None
+
+
+@dataclass(slots=True)
+class Trace:
+    """The record of one decoded sequence: which token was unmasked where, when, and how probable it was.
+
+    The canvas starts right after the prompt. Block models: all positions of whole blocks, also those after the stop
+    token in the last block. Token ids are never turned into text and back.
+
+    Attributes:
+        prompt_ids: token ids of the prompt.
+        canvas_ids: token ids after the prompt; positions never unmasked hold the mask token.
+        step_map: for each canvas position the denoising step, counted from 0 over the sequence, at which it was
+            unmasked; -1 = never.
+        logprobs: natural log of the probability of each canvas token under the distribution it was drawn from
+            (temperature, top-k, top-p and the exclusion of the mask token applied); 0.0 where step_map is -1.
+        confidences: the model's probability of each token at its step, before temperature and filtering.
+        num_response_tokens: how many leading canvas tokens count as the response (the stop token included).
+        block_size: block size of the grid, on absolute positions.
+        num_forwards: forward passes this sequence took part in. With the block cache, committing a block and the
+            prefill share a forward with a denoising step, so this equals the number of denoising steps.
+        finish_reason: "stop" (a stop token) or "length" (the limit).
+        seed: seed of this sequence's own random numbers.
+        settings: the decode settings, as `SamplingParams.model_dump()`.
+        policy_version: optimizer steps the weights had seen.
+    """
+
+    prompt_ids: list[int]
+    canvas_ids: list[int]
+    step_map: list[int]
+    logprobs: list[float]
+    confidences: list[float]
+    num_response_tokens: int
+    block_size: int
+    num_forwards: int
+    finish_reason: FinishReason
+    seed: int = 0
+    settings: dict[str, Any] = field(default_factory=dict)
+    policy_version: int = 0
+
+    @property
+    def response_ids(self) -> list[int]:
+        return self.canvas_ids[: self.num_response_tokens]
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """Response tokens per forward pass (TPF)."""
+        return self.num_response_tokens / max(1, self.num_forwards)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], where: str = "trace") -> Trace:
+        """Inverse of `to_dict`. Raises `UnmaskError` naming the field that is missing, unknown or inconsistent."""
+        if not isinstance(data, dict):
+            raise UnmaskError(f"{where}: a trace is a JSON object, found {type(data).__name__}")
+        names = [f.name for f in fields(cls)]
+        if unknown := sorted(set(data) - set(names)):
+            raise UnmaskError(f"{where}: unknown field {unknown[0]!r}; a trace has {', '.join(names)}")
+        try:
+            trace = cls(**data)
+        except TypeError as error:
+            raise UnmaskError(f"{where}: {str(error).split('() ')[-1]}") from None
+        canvas = ("canvas_ids", "step_map", "logprobs", "confidences")
+        for name in ("prompt_ids", *canvas):
+            values = getattr(trace, name)
+            kinds = (int,) if name in ("prompt_ids", "canvas_ids", "step_map") else (int, float)
+            if not isinstance(values, list) or not all(type(v) in kinds for v in values):
+                raise UnmaskError(f"{where}: {name} must be a list of {'integers' if kinds == (int,) else 'numbers'}")
+            if name in canvas and len(values) != len(trace.canvas_ids):
+                raise UnmaskError(f"{where}: {name} has {len(values)} entries for {len(trace.canvas_ids)} canvas tokens")
+        if not (isinstance(trace.num_response_tokens, int) and 0 <= trace.num_response_tokens <= len(trace.canvas_ids)):
+            raise UnmaskError(f"{where}: num_response_tokens {trace.num_response_tokens!r} is not within the canvas")
+        if not (isinstance(trace.block_size, int) and trace.block_size >= 1):
+            raise UnmaskError(f"{where}: block_size must be a positive integer, found {trace.block_size!r}")
+        return trace
+
+
+@dataclass(slots=True)
+class TraceRecord:
+    """A trace with what a reader wants to see beside it: one line of `traces.jsonl`.
+
+    `prompt_pieces` and `canvas_pieces` are the tokens as text, one piece per id, so that the file can be shown
+    without the tokenizer.
+    """
+
+    id: str
+    trace: Trace
+    prompt_text: str = ""
+    response_text: str = ""
+    prompt_pieces: list[str] = field(default_factory=list)
+    canvas_pieces: list[str] = field(default_factory=list)
+    answer: str | None = None
+    reward: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], where: str = "record") -> TraceRecord:
+        """Inverse of `to_dict`; a bare trace object is accepted too. Raises `UnmaskError`."""
+        if not isinstance(data, dict):
+            raise UnmaskError(f"{where}: expected a JSON object, found {type(data).__name__}")
+        if "trace" not in data and "canvas_ids" in data:
+            data = {"id": where, "trace": data}
+        names = [f.name for f in fields(cls)]
+        if unknown := sorted(set(data) - set(names)):
+            raise UnmaskError(f"{where}: unknown field {unknown[0]!r}; a trace record has {', '.join(names)}")
+        if missing := [n for n in ("id", "trace") if n not in data]:
+            raise UnmaskError(f"{where}: field {missing[0]!r} is missing")
+        record = cls(**{**data, "trace": Trace.from_dict(data["trace"], where)})
+        for name, ids in (("prompt_pieces", record.trace.prompt_ids), ("canvas_pieces", record.trace.canvas_ids)):
+            pieces = getattr(record, name)
+            if not isinstance(pieces, list) or not all(isinstance(p, str) for p in pieces):
+                raise UnmaskError(f"{where}: {name} must be a list of strings")
+            if pieces and len(pieces) != len(ids):
+                raise UnmaskError(f"{where}: {name} has {len(pieces)} entries for {len(ids)} tokens")
+        return record
+
+
+@dataclass(slots=True)
+class Rollout:
+    """One sampled response with its reward (0 to 1 for verifiable tasks) and the named parts of it."""
+
+    trace: Trace
+    text: str
+    reward: float = 0.0
+    reward_reason: str = ""
+    advantage: float = 0.0
+
+
+@dataclass(slots=True)
+class RolloutGroup:
+    """All responses sampled for one example in one RL step (`group_size` of them)."""
+
+    example: Example
+    rollouts: list[Rollout]
