@@ -1,0 +1,34 @@
+"""Models: one decoder, a registry of families, and checkpoints in the hub's format."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from unmask.errors import UnmaskError
+from unmask.models.decoder import Decoder
+from unmask.models.sdar import SDAR
+from unmask.models.spec import ModelFamily, ModelSpec
+
+FAMILIES: dict[str, ModelFamily] = {family.name: family for family in (SDAR(),)}
+
+
+def find_family(config: dict[str, Any], where: str = "config.json") -> ModelFamily:
+    """The family a parsed config.json belongs to, by `model_type`, else by `architectures`. Raises `UnmaskError`."""
+    for family in FAMILIES.values():
+        if config.get("model_type") in family.model_types or set(config.get("architectures") or ()) & set(
+            family.architectures
+        ):
+            return family
+    known = ", ".join(t for family in FAMILIES.values() for t in family.model_types)
+    raise UnmaskError(f"{where}: model_type {config.get('model_type')!r} is unknown; known: {known}")
+
+
+def preset_config(preset: str) -> dict[str, Any]:
+    """The config of a randomly initialised model, by "family/size" (for example "sdar/tiny"). Raises `UnmaskError`."""
+    known = {f"{name}/{size}": config for name, family in FAMILIES.items() for size, config in family.presets.items()}
+    if preset not in known:
+        raise UnmaskError(f"unknown model preset {preset!r}; known: {', '.join(known)}")
+    return dict(known[preset])
+
+
+__all__ = ["FAMILIES", "Decoder", "ModelFamily", "ModelSpec", "find_family", "preset_config"]

@@ -1,0 +1,121 @@
+"""Reading and writing files so that a crash or a full disk leaves nothing half-written, and bad input is named."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from unmask.errors import UnmaskError
+
+
+def describe_os_error(error: OSError, path: Path | str) -> UnmaskError:
+    """One line for what the operating system refused."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UnmaskError(f"{path}: the disk is full (nothing half-written was left); free space and run again")
+    return UnmaskError(f"{path}: {error.strerror or error}")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes to a temporary name beside `path`, syncs and renames. Raises `UnmaskError` for a full disk and the like."""
+    with new_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary path; when the block ends without an error the file is synced and renamed to `path`."""
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise describe_os_error(error, path) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yields a temporary folder; when the block ends without an error its files are synced and it becomes `path`.
+
+    An existing folder at `path` is replaced; until the very last moment it is intact.
+    """
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.tmp-", dir=path.parent))
+        os.chmod(temporary, 0o755)
+        yield temporary
+        for file in temporary.iterdir():
+            _sync(file)
+        _sync(temporary)
+        if path.exists():
+            old = temporary.with_name(temporary.name + "-old")
+            os.rename(path, old)
+            os.rename(temporary, path)
+            shutil.rmtree(old)
+        else:
+            os.rename(temporary, path)
+        _sync(path.parent)
+    except OSError as error:
+        raise describe_os_error(error, path) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises `UnmaskError` naming the file (and line) that is missing or malformed."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UnmaskError(f"{path}: no such file") from None
+    except OSError as error:
+        raise describe_os_error(error, path) from error
+    except UnicodeDecodeError:
+        raise UnmaskError(f"{path}: not UTF-8 text") from None
+    except json.JSONDecodeError as error:
+        raise UnmaskError(f"{path}:{error.lineno}: not valid JSON ({error.msg}, column {error.colno})") from None
+    if not isinstance(value, dict):
+        raise UnmaskError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields ("file:line", object) for every non-empty line. Raises `UnmaskError` naming the malformed line."""
+    try:
+        with open(path, encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                where = f"{path}:{number}"
+                try:
+                    value = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise UnmaskError(f"{where}: not valid JSON ({error.msg}, column {error.colno})") from None
+                if not isinstance(value, dict):
+                    raise UnmaskError(f"{where}: expected a JSON object, found {type(value).__name__}")
+                yield where, value
+    except FileNotFoundError:
+        raise UnmaskError(f"{path}: no such file") from None
+    except UnicodeDecodeError:
+        raise UnmaskError(f"{path}: not UTF-8 text") from None
+    except OSError as error:
+        raise describe_os_error(error, path) from error

@@ -1,0 +1,105 @@
+"""From a trace to training rows: exactly the states the sampler saw, on the block grid it decoded on.
+
+For every live (block, step) pair the row holds one noisy copy of the block as it was when the step began: tokens
+unmasked at earlier steps (and prompt tokens heading the block) are visible, those of this and later steps are masked,
+those of this step are the targets. TraceRL, arXiv 2509.06949, section 4; the ragged layout is ours.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from unmask.attention import AttentionBackend, DenseAttention
+from unmask.errors import UnmaskError
+from unmask.models import Decoder
+from unmask.objectives.rows import TrainRow, build_row, collate, split_rows, target_logprobs
+from unmask.types import Trace
+
+
+def shrink_steps(block: np.ndarray, step: np.ndarray, trace_shrink: int) -> np.ndarray:
+    """Index [S] of the (block, merged step) pair each position belongs to; pairs are numbered by block, then step.
+
+    Within a block the distinct step values are sorted and every `trace_shrink` neighbours merged. Example for one
+    block: steps [5, 2, 2, 9, 7] with trace_shrink 2 give pairs [0, 0, 0, 1, 1].
+    """
+    pairs, pair_of = np.unique(np.stack((block, step)), axis=1, return_inverse=True)
+    pair_of = pair_of.reshape(-1)
+    if trace_shrink == 1 or not len(step):
+        return pair_of
+    pair_block = pairs[0]
+    is_first = np.concatenate(([True], pair_block[1:] != pair_block[:-1]))
+    rank = np.arange(len(pair_block)) - np.maximum.accumulate(np.where(is_first, np.arange(len(pair_block)), 0))
+    starts_merged = rank % trace_shrink == 0
+    return (np.cumsum(starts_merged) - 1)[pair_of]
+
+
+def trace_row(trace: Trace, mask_token_id: int, *, trace_shrink: int = 1, response_only: bool = True) -> TrainRow | None:
+    """The row of one trace; None when nothing in it is to be trained.
+
+    Values of the row, per target: "old_logprobs" (the sampler's), "canvas_index" (position in the canvas),
+    "step" (number of its (block, step) pair in the row, counted from 0).
+
+    response_only: targets are the tokens that count as the response; else every token that was unmasked.
+    """
+    b, num_prompt = trace.block_size, len(trace.prompt_ids)
+    token_ids = np.array(trace.prompt_ids + trace.canvas_ids, dtype=np.int64)
+    if len(token_ids) % b:
+        raise UnmaskError(f"trace: prompt and canvas have {len(token_ids)} tokens, not whole blocks of {b}")
+    first = num_prompt // b * b  # the prompt's tail heads the first denoised block
+    step = np.full(len(token_ids), -1, dtype=np.int64)
+    step[num_prompt:] = trace.step_map
+    block = np.arange(len(token_ids)) // b
+    is_drawn = step >= 0
+    pair_of = np.full(len(token_ids), -1, dtype=np.int64)
+    pair_of[is_drawn] = shrink_steps(block[is_drawn], step[is_drawn], trace_shrink)
+    never = (~is_drawn) & (np.arange(len(token_ids)) >= num_prompt)
+    pair_of[never] = np.iinfo(np.int64).max
+
+    canvas_index = np.arange(len(token_ids)) - num_prompt
+    trained = is_drawn & (canvas_index < trace.num_response_tokens) if response_only else is_drawn
+    live = np.unique(pair_of[trained])
+    if not len(live):
+        return None
+    pair_block = np.zeros(int(live[-1]) + 1, dtype=np.int64)
+    pair_block[pair_of[is_drawn & (pair_of <= live[-1])]] = block[is_drawn & (pair_of <= live[-1])]
+    noisy_blocks = pair_block[live]
+    grid = (slice(first // b, None), slice(None))
+    by_block = {name: a.reshape(-1, b)[grid][noisy_blocks - first // b] for name, a in (("ids", token_ids), ("pair", pair_of), ("trained", trained), ("canvas", canvas_index))}  # noqa: E501
+    noisy_ids = np.where(by_block["pair"] >= live[:, None], mask_token_id, by_block["ids"])
+    is_target = (by_block["pair"] == live[:, None]) & by_block["trained"]
+    row = build_row(token_ids, b, noisy_blocks, noisy_ids, is_target)
+    target_canvas = by_block["canvas"][is_target]
+    row.values = {
+        "old_logprobs": np.array(trace.logprobs, dtype=np.float32)[target_canvas],
+        "canvas_index": target_canvas,
+        "step": np.broadcast_to(np.arange(len(live))[:, None], is_target.shape)[is_target],
+    }
+    return row
+
+
+@torch.no_grad()
+def replay_logprobs(
+    model: Decoder, traces: list[Trace], *, backend: AttentionBackend = DenseAttention, max_tokens: int = 16384
+) -> list[list[float]]:
+    """What the trainer computes for each trace: one log-probability per canvas token (0.0 where never unmasked).
+
+    The distribution is that of the trace's own decode settings (temperature, top_k, top_p), as in the sampler.
+    """
+    result = [[0.0] * len(trace.canvas_ids) for trace in traces]
+    by_settings: dict[tuple, list[tuple[int, TrainRow]]] = {}
+    for i, trace in enumerate(traces):
+        row = trace_row(trace, model.spec.mask_token_id, response_only=False)
+        if row is not None:
+            row.values["trace"] = np.full(len(row.target_ids), i)
+            settings = tuple(trace.settings.get(k, d) for k, d in (("temperature", 1.0), ("top_k", 0), ("top_p", 1.0)))
+            by_settings.setdefault(settings, []).append((i, row))
+    for (temperature, top_k, top_p), indexed in by_settings.items():
+        for rows in split_rows([row for _, row in indexed], max_tokens):
+            batch = collate(rows, model.spec.pad_token_id, model.device)
+            values = target_logprobs(model, batch, backend, temperature=temperature, top_k=top_k, top_p=top_p).tolist()
+            owner = np.concatenate([row.values["trace"] for row in rows])
+            index = np.concatenate([row.values["canvas_index"] for row in rows])
+            for i, k, value in zip(owner.tolist(), index.tolist(), values, strict=True):
+                result[i][k] = value
+    return result

@@ -1,0 +1,220 @@
+/* One trace as text flow: the prompt, then the canvas with its blocks, drawn as it was after any number of steps.
+   Every text that comes from a record enters the page through textContent or setAttribute. */
+"use strict";
+
+/* A token goes to the first class whose upper edge lies above its confidence. */
+const CONFIDENCE_EDGES = [0.5, 0.75, 0.9, 0.99];
+const CONFIDENCE_NAMES = ["under 0.5", "0.5 to 0.75", "0.75 to 0.9", "0.9 to 0.99", "0.99 and more"];
+const NUM_STEP_CLASSES = 6;
+/* Prompt tokens shown before the answer; the earlier ones appear on request. */
+const NUM_PROMPT_SHOWN = 160;
+
+const NAMED_CONTROLS = { "\n": "⏎", "\t": "⇥", "\r": "␍", "\u007f": "␡" };
+
+/* Control characters become their pictures: a line break inside a token is something to see. */
+function visiblePiece(piece) {
+  return piece.replace(/[\u0000-\u001f\u007f]/g,
+    (c) => NAMED_CONTROLS[c] || String.fromCharCode(0x2400 + c.charCodeAt(0)));
+}
+
+/* A masked box is as wide as the token to come, so that the text stands still while it appears. The box holds blanks,
+   not the token: what is masked can be neither searched nor read aloud. */
+function blanks(piece) {
+  return "\u00a0".repeat(Math.min(24, Math.max(1, Array.from(visiblePiece(piece)).length)));
+}
+
+function formatNumber(value, digits) {
+  return value === null ? "not finite" : value.toFixed(digits).replace("-", "−");
+}
+
+function element(tag, className, text) {
+  const node = document.createElement(tag);
+  if (className) node.className = className;
+  if (text !== undefined) node.textContent = text;
+  return node;
+}
+
+class TracePanel {
+  /* data: one entry of `panels` in the page's JSON (see player_data in player.py); label: "" without comparison. */
+  constructor(data, label) {
+    this.data = data;
+    this.label = label;
+    this.numSteps = data.steps.reduce((most, step) => Math.max(most, step + 1), 0);
+    this.root = document.getElementById("panel-template").content.firstElementChild.cloneNode(true);
+    this.part = (role) => this.root.querySelector(`[data-role="${role}"]`);
+    this.tokens = [];
+    this.drawn = [];
+    this.part("label").textContent = label || "Answer";
+    this.showVerdict();
+    this.buildCanvas();
+    this.listen();
+  }
+
+  showVerdict() {
+    const { reward, answer } = this.data;
+    if (reward === null) return;
+    const node = this.part("verdict");
+    node.hidden = false;
+    node.classList.add(reward >= 1 ? "right" : reward <= 0 ? "wrong" : "partial");
+    node.textContent = reward >= 1 ? "✓ right" : reward <= 0 ? "✗ wrong" : `reward ${reward}`;
+    if (answer !== null) node.title = `expected answer: ${answer}`;
+  }
+
+  buildCanvas() {
+    const { promptPieces, blocks } = this.data;
+    const canvas = this.part("canvas");
+    const numTail = blocks.length ? blocks[0][1] : 0;
+    const numHidden = Math.max(0, promptPieces.length - NUM_PROMPT_SHOWN);
+    const addPrompt = (parent, from, to) => {
+      for (let i = from; i < to; i++) this.addToken(parent, promptPieces[i], i < numHidden ? "tok prompt early" : "tok prompt");
+    };
+    addPrompt(canvas, 0, promptPieces.length - numTail);
+    for (const [index, numPrompt, first, stop] of blocks) {
+      const block = element("span", "block");
+      block.dataset.block = index;
+      addPrompt(block, promptPieces.length - numPrompt, promptPieces.length);
+      for (let i = first; i < stop; i++) {
+        const token = this.addToken(block, this.data.pieces[i], "tok");
+        token.dataset.index = i;
+        token.dataset.block = index;
+        token.setAttribute("role", "img");
+        token.tabIndex = i === 0 ? 0 : -1;
+        this.tokens.push(token);
+      }
+      canvas.append(block, document.createElement("wbr"));
+    }
+    if (numHidden) {
+      const more = this.part("more");
+      more.hidden = false;
+      more.textContent = `Show ${numHidden} earlier prompt tokens`;
+      more.addEventListener("click", () => { this.root.classList.add("show-early"); more.hidden = true; });
+    }
+  }
+
+  /* A token that holds line breaks is followed by as many, whether it is masked or not. */
+  addToken(parent, piece, className) {
+    const token = element("span", className, visiblePiece(piece));
+    parent.append(token);
+    const isHidden = className.includes("early");
+    for (let n = piece.split("\n").length - 1; n > 0; n--) parent.append(element("br", isHidden ? "early" : ""));
+    return token;
+  }
+
+  isUnmasked(i, step) {
+    return this.data.steps[i] >= 0 && this.data.steps[i] < step;
+  }
+
+  /* The counts after `step` steps; a trace that has ended stays at its last step. */
+  stateAt(step) {
+    const now = Math.min(step, this.numSteps);
+    const { steps, pieces, numResponse } = this.data;
+    const fresh = [];
+    let numUnmasked = 0, text = "";
+    for (let i = 0; i < steps.length; i++) {
+      if (now > 0 && steps[i] === now - 1) fresh.push(i);
+      if (i < numResponse && this.isUnmasked(i, now)) { numUnmasked++; text += pieces[i]; }
+    }
+    const isDone = now === this.numSteps;
+    // At the end the trace's own count of forwards holds, also where a sampler spent more than one a step.
+    const numForwards = isDone ? this.data.numForwards || now : now;
+    const tokensPerForward = numForwards ? numUnmasked / numForwards : 0;
+    return { label: this.label, step: now, numSteps: this.numSteps, numUnmasked, numResponse, tokensPerForward, text, fresh, isDone };
+  }
+
+  /* step: finished steps on the common clock; numClockSteps: the length of that clock; colour: "confidence" | "step". */
+  draw(step, numClockSteps, colour) {
+    const state = this.stateAt(step);
+    // A panel that ended earlier shows no token as new: nothing happens there any more.
+    const fresh = step > this.numSteps ? -1 : state.step - 1;
+    for (let i = 0; i < this.tokens.length; i++) this.drawToken(i, state.step, fresh, numClockSteps, colour);
+    const hasEnded = state.isDone && this.numSteps > 0;
+    this.root.classList.toggle("is-done", hasEnded);
+    this.part("done").textContent = hasEnded ? `finished after ${this.numSteps} steps` : "";
+    this.part("step").textContent = `${state.step} of ${this.numSteps}`;
+    this.part("unmasked").textContent = `${state.numUnmasked} of ${state.numResponse}`;
+    this.part("tpf").textContent = state.step ? state.tokensPerForward.toFixed(2) : "–";
+    this.part("full").style.width = `${(100 * this.numSteps) / Math.max(1, numClockSteps)}%`;
+    this.part("now").style.width = `${(100 * state.step) / Math.max(1, this.numSteps)}%`;
+    if (this.tipFor !== undefined) this.showTip(this.tipFor);
+    return state;
+  }
+
+  drawToken(i, step, fresh, numClockSteps, colour) {
+    const { steps, confidences, pieces, numResponse } = this.data;
+    const unmasked = this.isUnmasked(i, step);
+    let className = "tok";
+    if (i >= numResponse) className += " after";
+    if (!unmasked) {
+      className += " masked";
+    } else {
+      if (steps[i] === fresh) className += " fresh";
+      const confidence = confidences[i] === null ? 0 : confidences[i];
+      className += colour === "step"
+        ? ` s${Math.min(NUM_STEP_CLASSES - 1, Math.floor((NUM_STEP_CLASSES * steps[i]) / numClockSteps))}`
+        : ` c${CONFIDENCE_EDGES.filter((edge) => confidence >= edge).length}`;
+    }
+    if (this.drawn[i] === className) return;
+    this.drawn[i] = className;
+    const token = this.tokens[i];
+    token.className = className;
+    token.textContent = unmasked ? visiblePiece(pieces[i]) : blanks(steps[i] < 0 ? " " : pieces[i]);
+    token.setAttribute("aria-label", this.describe(i, unmasked).join(", "));
+  }
+
+  describe(i, unmasked) {
+    const { promptPieces, pieces, ids, steps, confidences, logprobs, numResponse } = this.data;
+    const place = `canvas position ${i} (${promptPieces.length + i} in the sequence), block ${this.tokens[i].dataset.block}`;
+    if (!unmasked) return ["masked", place, steps[i] < 0 ? "never unmasked" : "not yet unmasked"];
+    const lines = [
+      visiblePiece(pieces[i]), place, `unmasked in step ${steps[i] + 1} of ${this.numSteps}`,
+      `confidence ${formatNumber(confidences[i], 3)}`, `log-prob ${formatNumber(logprobs[i], 3)}`, `token id ${ids[i]}`,
+    ];
+    if (i >= numResponse) lines.push("after the stop: not part of the response");
+    return lines;
+  }
+
+  /* For screen readers: the answer so far as one text. Set only when the player stands still. */
+  showPlainText() {
+    this.part("plain").textContent = `Answer so far: ${this.tokens
+      .slice(0, this.data.numResponse).map((token) => (token.classList.contains("masked") ? "▒" : token.textContent)).join("")}`;
+  }
+
+  listen() {
+    const canvas = this.part("canvas");
+    const indexOf = (event) => event.target.dataset && event.target.dataset.index;
+    const show = (event) => (indexOf(event) === undefined ? this.hideTip() : this.showTip(Number(indexOf(event))));
+    canvas.addEventListener("pointerover", show);
+    canvas.addEventListener("focusin", show);
+    canvas.addEventListener("pointerleave", () => this.hideTip());
+    canvas.addEventListener("focusout", () => this.hideTip());
+    canvas.addEventListener("keydown", (event) => {
+      const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+      const next = move && this.tokens[Number(indexOf(event)) + move];
+      if (event.key === "Escape") this.hideTip();
+      if (!move) return;
+      // With the focus on a token the arrows walk through the tokens, not through the steps.
+      event.stopPropagation();
+      event.preventDefault();
+      if (!next) return;
+      event.target.tabIndex = -1;
+      next.tabIndex = 0;
+      next.focus();
+    });
+  }
+
+  showTip(i) {
+    this.tipFor = i;
+    const tip = this.part("tip"), token = this.tokens[i];
+    tip.replaceChildren(...this.describe(i, !token.classList.contains("masked")).map((line) => element("div", "", line)));
+    tip.hidden = false;
+    const frame = this.root.getBoundingClientRect(), box = token.getBoundingClientRect();
+    const left = Math.min(box.left - frame.left, frame.width - tip.offsetWidth - 8);
+    tip.style.left = `${Math.max(8, left)}px`;
+    tip.style.top = `${box.bottom - frame.top + 6}px`;
+  }
+
+  hideTip() {
+    this.tipFor = undefined;
+    this.part("tip").hidden = true;
+  }
+}
