@@ -44,8 +44,11 @@ class ReferenceLine:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A line chart. Without `y_range` the y axis covers all values and the reference; up to four series stay
-    distinguishable, more repeat the styles."""
+    """A line chart. Up to four series stay distinguishable, more repeat the styles.
+
+    Without `y_range` the y axis covers all values and the reference; with it, values beyond are drawn on the edge.
+    Raises `ValueError` where `y_range` does not ascend or the reference is not finite.
+    """
 
     title: str
     x_label: str
@@ -54,6 +57,12 @@ class Chart:
     y_range: tuple[float, float] | None = None
     reference: ReferenceLine | None = None
     caption: str = ""
+
+    def __post_init__(self) -> None:
+        if self.y_range and not self.y_range[0] < self.y_range[1]:
+            raise ValueError(f"chart {self.title!r} has y_range {self.y_range}, which does not ascend")
+        if self.reference and not math.isfinite(self.reference.y):
+            raise ValueError(f"chart {self.title!r} has a reference that is not finite")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +92,12 @@ def render_chart(chart: Chart, chart_id: str) -> str:
     y_low, y_high = chart.y_range or (y_ticks[0], y_ticks[-1])
     x_of, y_of = _Scale(x_low, x_high, LEFT, WIDTH - RIGHT), _Scale(y_low, y_high, HEIGHT - BOTTOM, TOP)
 
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" tabindex="0" aria-label="{escape_text(_summary(chart))}">']
-    parts += _grid([t for t in x_ticks if x_low <= t <= x_high], [t for t in y_ticks if y_low <= t <= y_high], x_of, y_of)
+    parts = [
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" tabindex="0" aria-label="{escape_text(_summary(chart))}">'
+    ]
+    parts += _grid(
+        [t for t in x_ticks if x_low <= t <= x_high], [t for t in y_ticks if y_low <= t <= y_high], x_of, y_of
+    )
     parts.append(f'<line class="cursor" x1="0" x2="0" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
     for index, series in enumerate(chart.series):
         parts += _curve(chart, series, index % NUM_STYLES, x_of, y_of)
@@ -105,7 +118,7 @@ def render_chart(chart: Chart, chart_id: str) -> str:
 
 
 def axis_ticks(low: float, high: float, count: int) -> list[float]:
-    """Round numbers (1, 2, 5 or 2.5 times a power of ten) from at most `low` to at least `high`, about `count` apart."""
+    """About `count` round numbers (1, 2, 2.5 or 5 times a power of ten apart) that cover `low` to `high`."""
     if high <= low:
         pad = abs(low) * 0.1 or 0.5
         low, high = low - pad, low + pad
@@ -200,7 +213,8 @@ def _legend(chart: Chart, stops: Sequence[tuple[float, str, list[str]]]) -> str:
 
 def _values(chart: Chart, stops: Sequence[tuple[float, str, list[str]]]) -> str:
     head = "".join(
-        f'<th class="number" scope="col">{escape_text(name)}</th>' for name in (chart.x_label, *[s.name for s in chart.series])
+        f'<th class="number" scope="col">{escape_text(name)}</th>'
+        for name in (chart.x_label, *[s.name for s in chart.series])
     )
     rows = "".join(
         "<tr>" + "".join(f'<td class="number">{text}</td>' for text in (x, *values)) + "</tr>" for _, x, values in stops

@@ -58,7 +58,9 @@ def render_player(
     Raises:
         UnmaskError: nothing to show, or no id in common.
     """
-    body = f'<main class="player-page"><h1>{escape_text(title)}</h1>{player_html(records, compare, labels, "page")}</main>'
+    body = (
+        f'<main class="player-page"><h1>{escape_text(title)}</h1>{player_html(records, compare, labels, "page")}</main>'
+    )
     return render_page(title, body, PLAYER_STYLES, PLAYER_SCRIPTS)
 
 
@@ -69,7 +71,8 @@ def player_html(
 
     `keys`: "page" listens to the keyboard everywhere, "player" only while the focus is inside the player.
     """
-    markup = read_asset("player.html").replace("{keys}", escape_text(keys))
+    note = "" if keys == "page" else "With the focus in the player: "
+    markup = read_asset("player.html").replace("{keys}", escape_text(keys)).replace("{keys_note}", note)
     return markup + embed_json(player_data(records, compare, labels), "player-data")
 
 
@@ -153,7 +156,9 @@ def _check_shown_fields(record: TraceRecord, where: str) -> None:
     if record.reward is not None and type(record.reward) not in (int, float):
         raise UnmaskError(f"{where}: reward must be a number or null, found {record.reward!r}")
     if type(record.trace.num_forwards) is not int or record.trace.num_forwards < 0:
-        raise UnmaskError(f"{where}: num_forwards must be an integer of at least 0, found {record.trace.num_forwards!r}")
+        raise UnmaskError(
+            f"{where}: num_forwards must be an integer of at least 0, found {record.trace.num_forwards!r}"
+        )
     if wrong := [step for step in record.trace.step_map if step < -1]:
         raise UnmaskError(f"{where}: step_map holds {wrong[0]}; a step is at least 0, or -1 for never unmasked")
 

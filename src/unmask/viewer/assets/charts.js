@@ -3,7 +3,7 @@
 
 (() => {
   for (const figure of document.querySelectorAll(".chart")) {
-    const svg = figure.querySelector("svg");
+    const svg = figure.querySelector(":scope > svg"); // the legend has small ones of its own
     const cursor = figure.querySelector(".cursor");
     const place = figure.querySelector(".chart-at");
     const values = Array.from(figure.querySelectorAll(".chart-value"));

@@ -7,7 +7,7 @@ const CONFIDENCE_EDGES = [0.5, 0.75, 0.9, 0.99];
 const CONFIDENCE_NAMES = ["under 0.5", "0.5 to 0.75", "0.75 to 0.9", "0.9 to 0.99", "0.99 and more"];
 const NUM_STEP_CLASSES = 6;
 /* Prompt tokens shown before the answer; the earlier ones appear on request. */
-const NUM_PROMPT_SHOWN = 160;
+const NUM_PROMPT_SHOWN = 100;
 
 const NAMED_CONTROLS = { "\n": "⏎", "\t": "⇥", "\r": "␍", "\u007f": "␡" };
 
@@ -129,7 +129,7 @@ class TracePanel {
     for (let i = 0; i < this.tokens.length; i++) this.drawToken(i, state.step, fresh, numClockSteps, colour);
     const hasEnded = state.isDone && this.numSteps > 0;
     this.root.classList.toggle("is-done", hasEnded);
-    this.part("done").textContent = hasEnded ? `finished after ${this.numSteps} steps` : "";
+    this.part("done").textContent = hasEnded ? `done in ${this.numSteps} step${this.numSteps === 1 ? "" : "s"}` : "";
     this.part("step").textContent = `${state.step} of ${this.numSteps}`;
     this.part("unmasked").textContent = `${state.numUnmasked} of ${state.numResponse}`;
     this.part("tpf").textContent = state.step ? state.tokensPerForward.toFixed(2) : "–";
@@ -210,7 +210,9 @@ class TracePanel {
     const frame = this.root.getBoundingClientRect(), box = token.getBoundingClientRect();
     const left = Math.min(box.left - frame.left, frame.width - tip.offsetWidth - 8);
     tip.style.left = `${Math.max(8, left)}px`;
-    tip.style.top = `${box.bottom - frame.top + 6}px`;
+    // Above the token where the lower edge of the window (and the controls that stick to it) would cover the tip.
+    const isLow = box.bottom + tip.offsetHeight + 90 > window.innerHeight && box.top > tip.offsetHeight + 12;
+    tip.style.top = `${isLow ? box.top - frame.top - tip.offsetHeight - 6 : box.bottom - frame.top + 6}px`;
   }
 
   hideTip() {

@@ -104,9 +104,9 @@ class TracePlayer {
   }
 
   drawLegend() {
-    const entry = (className, text) => {
+    const entry = (className, text, sample = "\u00a0\u00a0") => {
       const item = element("li");
-      item.append(element("span", `swatch tok ${className}`, "\u00a0\u00a0"), element("span", "", text));
+      item.append(element("span", `swatch tok ${className}`, sample), element("span", "", text));
       return item;
     };
     const entries = this.colour === "confidence"
@@ -114,7 +114,7 @@ class TracePlayer {
       : Array.from({ length: NUM_STEP_CLASSES }, (_, i) =>
           entry(`s${i}`, i === 0 ? "first steps" : i === NUM_STEP_CLASSES - 1 ? `last steps (of ${this.numSteps})` : ""));
     entries.unshift(entry("masked", "masked"), entry("fresh", "new in this step"));
-    if (this.panels.some((panel) => panel.data.numResponse < panel.tokens.length)) entries.push(entry("after c4", "after the stop"));
+    if (this.panels.some((panel) => panel.data.numResponse < panel.tokens.length)) entries.push(entry("after", "after the stop", "ab"));
     this.part("legend").replaceChildren(...entries);
   }
 
