@@ -137,7 +137,7 @@ def test_steps_scrubs_selects_and_explains(browser, make_record):
     assert outcome["restarted"] == [0, True]
     assert outcome["paused"] is False
     assert outcome["tip"] == [
-        "+", "canvas position 1 (12 in the sequence), block 3", f"unmasked in step 3 of {num_steps}",
+        "+", "canvas position 1 (12 in the sequence)", "block 3", f"unmasked in step 3 of {num_steps}",
         "confidence 0.498", "log-prob −0.696", "token id 1",
     ]  # fmt: skip
     assert outcome["label"] == ", ".join(outcome["tip"])

@@ -163,10 +163,12 @@ class TracePanel {
 
   describe(i, unmasked) {
     const { promptPieces, pieces, ids, steps, confidences, logprobs, numResponse } = this.data;
-    const place = `canvas position ${i} (${promptPieces.length + i} in the sequence), block ${this.tokens[i].dataset.block}`;
-    if (!unmasked) return ["masked", place, steps[i] < 0 ? "never unmasked" : "not yet unmasked"];
+    const place = [
+      `canvas position ${i} (${promptPieces.length + i} in the sequence)`, `block ${this.tokens[i].dataset.block}`,
+    ];
+    if (!unmasked) return ["masked", ...place, steps[i] < 0 ? "never unmasked" : "not yet unmasked"];
     const lines = [
-      visiblePiece(pieces[i]), place, `unmasked in step ${steps[i] + 1} of ${this.numSteps}`,
+      visiblePiece(pieces[i]), ...place, `unmasked in step ${steps[i] + 1} of ${this.numSteps}`,
       `confidence ${formatNumber(confidences[i], 3)}`, `log-prob ${formatNumber(logprobs[i], 3)}`, `token id ${ids[i]}`,
     ];
     if (i >= numResponse) lines.push("after the stop: not part of the response");
