@@ -43,38 +43,47 @@ class SemiAR:
 
     def rows(self, items: Sequence[Demonstration], epoch: int) -> list[TrainRow]:
         """One row per demonstration, with "weight" such that the loss is the mean over all trained tokens."""
-        rows = [row for item in items if (row := self._row(item, epoch)) is not None]
+        first_block = np.array([len(item.prompt_ids) for item in items]) // self.block_size
+        num_blocks = -(-np.array([len(i.prompt_ids) + len(i.response_ids) for i in items]) // self.block_size) - first_block
+        is_drawn = self._draw_masks(np.array([item.key for item in items]), epoch, first_block, int(num_blocks.max()))
+        rows = [
+            row
+            for item, first, num, drawn in zip(items, first_block, num_blocks, is_drawn, strict=True)
+            if (row := self._row(item, first, drawn[:, :num])) is not None
+        ]
         num_targets = sum(len(row.target_ids) for row in rows)
         for row in rows:
             row.values["weight"] = np.full(len(row.target_ids), 1.0 / num_targets)
         return rows
 
-    def _row(self, item: Demonstration, epoch: int) -> TrainRow | None:
+    def _draw_masks(self, keys: np.ndarray, epoch: int, first_block: np.ndarray, num_blocks: int) -> np.ndarray:
+        """Bool [items, copies, num_blocks, b]: is the position masked? The rate is the block's own."""
+        b, copies = self.block_size, self.num_noisy_copies
+        start = (first_block[:, None] + np.arange(num_blocks))[:, None, :, None] * b
+        cells = np.concatenate((-1 - start, start + np.arange(b)), -1)  # cell -1 - start: the block's rate
+        shape = (len(keys), copies, num_blocks, b + 1)
+        key = np.broadcast_to(keys[:, None, None, None], shape)
+        copy = np.broadcast_to(np.arange(copies)[:, None, None], shape)
+        cell = np.broadcast_to(cells, shape)
+        u = uniform(*(torch.tensor(a) for a in (np.full(shape, self.seed), np.full(shape, epoch), key, copy, cell))).numpy()
+        return u[..., 1:] < self.min_rate + (self.max_rate - self.min_rate) * u[..., :1]
+
+    def _row(self, item: Demonstration, first_block: int, is_drawn: np.ndarray) -> TrainRow | None:
         b, num_prompt = self.block_size, len(item.prompt_ids)
         ids = [*item.prompt_ids, *item.response_ids]
         num_pads = -len(ids) % b
         end = len(ids) + (num_pads if self.num_trained_pads is None else self.num_trained_pads)
         token_ids = np.array(ids + [self.pad_token_id] * num_pads, dtype=np.int64)
-        blocks = np.arange(num_prompt // b, len(token_ids) // b)
+        blocks = np.arange(first_block, len(token_ids) // b)
         position = blocks[:, None] * b + np.arange(b)
-        copies = self.num_noisy_copies
-        rate, draw = self._random(item.key, epoch, position, copies)
-        is_masked = (draw < rate) & (position >= num_prompt)
+        is_masked = is_drawn & (position >= num_prompt)
         is_target = is_masked & (position < end)
         keep = is_target.any(-1)  # [copies, blocks]; a copy without a target teaches nothing
         if not keep.any():
             return None
-        copy_index, block_index = keep.T.nonzero()[::-1]  # by block, then copy
-        noisy_ids = np.where(is_masked, self.mask_token_id, token_ids[position])
-        return build_row(
-            token_ids, b, blocks[block_index], noisy_ids[copy_index, block_index], is_target[copy_index, block_index]
-        )
-
-    def _random(self, key: int, epoch: int, position: np.ndarray, copies: int) -> tuple[np.ndarray, np.ndarray]:
-        """Mask rate [copies, blocks, 1] and a uniform number per position [copies, blocks, b]."""
-        cells = torch.from_numpy(np.concatenate((-1 - position[:, :1], position), 1))  # column 0: the block's rate
-        u = uniform(*(torch.tensor(k) for k in (self.seed, key, epoch)), torch.arange(copies)[:, None, None], cells).numpy()
-        return self.min_rate + (self.max_rate - self.min_rate) * u[..., :1], u[..., 1:]
+        block_index, copy_index = keep.T.nonzero()
+        noisy_ids = np.where(is_masked, self.mask_token_id, token_ids[position])[copy_index, block_index]
+        return build_row(token_ids, b, blocks[block_index], noisy_ids, is_target[copy_index, block_index])
 
     def loss(self, logits_NV: Tensor, batch: RowBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted cross-entropy (natural log) over the vocabulary, and sums for the metrics."""

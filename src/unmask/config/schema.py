@@ -1,0 +1,140 @@
+"""Recipes: everything a run needs, typed and strict. Defaults are the vetted settings.
+
+Parts that can be extended (source, objective, reward) are a `name` from a registry and `options` that the named part
+checks itself, so that adding one touches no file here.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from unmask.types import SamplingParams
+
+
+class Section(BaseModel):
+    """A table of a recipe: unknown keys and wrong types are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Plugin(Section):
+    """A registered part and its options."""
+
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict, description="checked by the named part")
+
+
+class RunConfig(Section):
+    """Where and on what a run happens."""
+
+    dir: str = Field("", description="run folder; empty = runs/<kind>-<time>")
+    seed: int = Field(0, ge=0, lt=2**31, description="all randomness of the run follows from it")
+    device: str = Field("auto", description="auto = the GPU if there is one, else the CPU; or cpu, cuda, cuda:1, ...")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of matrix products; auto = bfloat16 autocast on GPUs that have it, float32 on CPUs"
+    )
+    attention_backend: str = Field("auto", description="auto = flex on GPUs, dense on CPUs")
+    num_threads: int = Field(0, ge=0, description="CPU threads of one operation; 0 = PyTorch's choice")
+
+
+class ModelConfig(Section):
+    """A checkpoint (folder or hub name) or a randomly initialised preset; exactly one."""
+
+    path: str = ""
+    revision: str = ""
+    preset: str = Field("", description='"family/size", for example "sdar/tiny"; made with the source\'s tokenizer')
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> ModelConfig:
+        if bool(self.path) == bool(self.preset):
+            raise ValueError("give exactly one of model.path and model.preset")
+        return self
+
+
+class OptimizerConfig(Section):
+    """AdamW (decoupled weight decay, Loshchilov & Hutter 2019); decay on matrices only."""
+
+    lr: float = Field(1e-6, gt=0, description="peak learning rate")
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.95, ge=0, lt=1)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this L2 norm")
+    lr_schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="after warm-up, over max_steps")
+    warmup_steps: int = Field(0, ge=0)
+    final_lr_ratio: float = Field(0.1, ge=0, le=1, description="share of lr at max_steps (linear, cosine)")
+
+
+class EvalConfig(Section):
+    """Evaluation during training, always on the same examples with the same seeds."""
+
+    every_steps: int = Field(0, ge=0, description="0 = never")
+    num_examples: int = Field(128, ge=1)
+    source: Plugin | None = Field(None, description="None = the training source's held-out split")
+    sampling: SamplingParams = Field(default_factory=SamplingParams)
+
+
+class StopConfig(Section):
+    """A stage ends when a measured value is good enough; `train.max_steps` is only the limit of its patience."""
+
+    metric: str = Field("", description="name of an evaluation metric, for example accuracy; empty = run to max_steps")
+    at_least: float = 0.0
+    min_steps: int = Field(0, ge=0)
+
+
+class CheckpointConfig(Section):
+    every_steps: int = Field(0, ge=0, description="0 = only at the end")
+    keep_last: int = Field(2, ge=1)
+
+
+class SftTrainConfig(Section):
+    max_steps: int = Field(1000, ge=1)
+    batch_size: int = Field(64, ge=1, description="examples per optimizer step")
+    max_tokens_per_micro_batch: int = Field(16384, ge=1, description="padded tokens of one forward; does not change results")
+
+
+class RlTrainConfig(Section):
+    max_steps: int = Field(100, ge=1)
+    prompts_per_step: int = Field(128, ge=1)
+    group_size: int = Field(32, ge=2, description="responses per prompt")
+    num_minibatches: int = Field(1, ge=1, description="optimizer steps per epoch over a step's rollouts")
+    num_epochs: int = Field(1, ge=1)
+    max_tokens_per_micro_batch: int = Field(16384, ge=1, description="padded tokens of one forward; does not change results")
+    max_batch_size: int = Field(256, ge=1, description="sequences decoded together; does not change results")
+    old_logprobs: Literal["auto", "rollout", "recompute"] = Field(
+        "auto", description="auto = the sampler's own where replay is exact (float32), else recomputed before the update"
+    )
+
+
+class SftRecipe(Section):
+    """`unmask sft`."""
+
+    run: RunConfig = Field(default_factory=RunConfig)
+    model: ModelConfig
+    source: Plugin
+    objective: Plugin = Field(default_factory=lambda: Plugin(name="semi_ar"))
+    optimizer: OptimizerConfig = Field(default_factory=lambda: OptimizerConfig(lr=1e-5))
+    train: SftTrainConfig = Field(default_factory=SftTrainConfig)
+    eval: EvalConfig = Field(default_factory=EvalConfig)
+    reward: Plugin = Field(default_factory=lambda: Plugin(name="boxed"), description="scores the evaluation")
+    stop: StopConfig = Field(default_factory=StopConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+
+
+class RlRecipe(Section):
+    """`unmask rl`. Defaults are the paper's for SDAR (arXiv 2509.06949, section 5)."""
+
+    run: RunConfig = Field(default_factory=RunConfig)
+    model: ModelConfig
+    source: Plugin
+    reward: Plugin = Field(default_factory=lambda: Plugin(name="boxed"))
+    rollout: SamplingParams = Field(default_factory=SamplingParams)
+    advantage: str = Field("group_zscore", description="group_zscore, group_mean_centred or leave_one_out")
+    objective: Plugin = Field(default_factory=lambda: Plugin(name="trace_rl"))
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    train: RlTrainConfig = Field(default_factory=RlTrainConfig)
+    eval: EvalConfig = Field(default_factory=EvalConfig)
+    stop: StopConfig = Field(default_factory=StopConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)

@@ -1,0 +1,95 @@
+"""Between text and token ids: chat templates, the end of a turn, and a tokenizer small enough for synthetic tasks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import WordLevel
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from unmask.errors import UnmaskError
+from unmask.types import Example
+
+PAD, TURN_END, MASK, USER, ASSISTANT = "<|endoftext|>", "<|im_end|>", "<|MASK|>", "<|user|>", "<|assistant|>"
+_TINY_TEMPLATE = (
+    "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}"
+    "{% if m.role == 'assistant' %}{{ '<|im_end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+class ChatTokenizer:
+    """A fast tokenizer with a chat template, at the level the loops need."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast):
+        if not tokenizer.chat_template:
+            raise UnmaskError("the tokenizer has no chat template (chat_template in tokenizer_config.json)")
+        self.tokenizer = tokenizer
+        self.turn_end_id = self._find_turn_end()
+
+    @classmethod
+    def load(cls, folder: str | Path) -> ChatTokenizer:
+        """From a model folder, without remote code. Raises `UnmaskError`."""
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, use_fast=True)
+        except Exception as error:  # the library raises many kinds; all mean "not a usable tokenizer"
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UnmaskError(f"{folder}: no usable tokenizer here ({reason})") from None
+        return cls(tokenizer)
+
+    @classmethod
+    def tiny(cls, vocabulary: Sequence[str]) -> ChatTokenizer:
+        """One token per entry of the vocabulary plus the special tokens; ids: specials first, in the order above."""
+        specials = [PAD, TURN_END, MASK, USER, ASSISTANT]
+        ids = {token: i for i, token in enumerate([*specials, *vocabulary])}
+        backend = Tokenizer(WordLevel(ids, unk_token=PAD))
+        longest_first = sorted(vocabulary, key=len, reverse=True)
+        pattern = "|".join(re.escape(token) for token in longest_first) + "|."
+        backend.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
+        backend.decoder = decoders.Fuse()
+        return cls(
+            PreTrainedTokenizerFast(
+                tokenizer_object=backend, eos_token=TURN_END, pad_token=PAD, mask_token=MASK,
+                additional_special_tokens=[USER, ASSISTANT], chat_template=_TINY_TEMPLATE,
+            )  # fmt: skip
+        )
+
+    def save(self, folder: Path) -> None:
+        self.tokenizer.save_pretrained(str(folder))
+
+    def prompt_ids(self, example: Example) -> list[int]:
+        """Token ids of the conversation, up to where the assistant starts to write."""
+        return self._template(list(example.messages), add_generation_prompt=True)
+
+    def response_ids(self, example: Example) -> list[int]:
+        """Token ids of the demonstration, its end-of-turn token included."""
+        assert example.response is not None
+        return [*self.encode(example.response), self.turn_end_id]
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text without special tokens."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Each token as text, special tokens included."""
+        return [self.tokenizer.decode([i]) for i in ids]
+
+    def _template(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> list[int]:
+        text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, tokenize=False)
+        return self.encode(text)
+
+    def _find_turn_end(self) -> int:
+        """The token the template writes after an assistant's turn."""
+        marker = self.tokenizer.decode([self.encode("0")[0]])
+        turn = [{"role": "user", "content": marker}, {"role": "assistant", "content": marker}]
+        ids = self._template(turn, add_generation_prompt=False)
+        last = len(ids) - 1 - ids[::-1].index(self.encode(marker)[-1])
+        if last + 1 == len(ids):
+            raise UnmaskError("the chat template writes nothing after an assistant's turn; it must end the turn")
+        return ids[last + 1]
