@@ -72,6 +72,7 @@ class EvalConfig(Section):
 
     every_steps: int = Field(0, ge=0, description="0 = never")
     num_examples: int = Field(128, ge=1)
+    first_example: int = Field(0, ge=0, description="index in the held-out split where they start")
     source: Plugin | None = Field(None, description="None = the training source's held-out split")
     sampling: SamplingParams = Field(default_factory=SamplingParams)
 

@@ -10,42 +10,50 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from unmask.diffusion.counter_rng import uniform
+from unmask.models import ModelSpec
 from unmask.objectives.rows import RowBatch, TrainRow, build_row
 
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """A tokenised example: `key` names it in the random numbers, so the same example gets the same masks anywhere."""
+    """A tokenised example. `key` (its index in the source) and `epoch` name it in the random numbers: its masks are the
+    same in any batch, on any rank and after resumption."""
 
     key: int
+    epoch: int
     prompt_ids: Sequence[int]
     response_ids: Sequence[int]  # ends with the turn's stop token
 
 
-@dataclass(frozen=True)
 class SemiAR:
-    """Masks every response token of a block with the block's own rate, drawn from U(min_rate, max_rate).
+    """Masks the response tokens of each block at the block's own rate, drawn from U(min_rate, max_rate)."""
 
-    Masks are a pure function of (seed, example, epoch, copy): independent of batches, ranks and resumption.
-    """
+    class Options(BaseModel):
+        model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    block_size: int
-    mask_token_id: int
-    pad_token_id: int
-    seed: int
-    min_rate: float = 0.1
-    max_rate: float = 0.9
-    num_noisy_copies: int = 1  # noisy copies of each block that share the clean one
-    num_trained_pads: int | None = None  # pads trained after the response; None = up to the end of its last block
+        block_size: int | None = Field(None, ge=1, description="None = the model's")
+        min_rate: float = Field(0.1, ge=0, le=1)
+        max_rate: float = Field(0.9, ge=0, le=1)
+        num_noisy_copies: int = Field(1, ge=1, description="noisy copies of each block that share the clean one")
+        num_trained_pads: int | None = Field(
+            None, ge=0, description="pads trained after the response; None = up to the end of its last block"
+        )
 
-    def rows(self, items: Sequence[Demonstration], epoch: int) -> list[TrainRow]:
+    def __init__(self, options: Options, spec: ModelSpec, seed: int):
+        self.options, self.seed = options, seed
+        self.block_size = options.block_size or spec.block_size
+        self.mask_token_id, self.pad_token_id = spec.mask_token_id, spec.pad_token_id
+
+    def rows(self, items: Sequence[Demonstration]) -> list[TrainRow]:
         """One row per demonstration, with "weight" such that the loss is the mean over all trained tokens."""
         first_block = np.array([len(item.prompt_ids) for item in items]) // self.block_size
-        num_blocks = -(-np.array([len(i.prompt_ids) + len(i.response_ids) for i in items]) // self.block_size) - first_block
-        is_drawn = self._draw_masks(np.array([item.key for item in items]), epoch, first_block, int(num_blocks.max()))
+        num_tokens = np.array([len(item.prompt_ids) + len(item.response_ids) for item in items])
+        num_blocks = -(-num_tokens // self.block_size) - first_block
+        is_drawn = self._draw_masks(items, first_block, int(num_blocks.max()))
         rows = [
             row
             for item, first, num, drawn in zip(items, first_block, num_blocks, is_drawn, strict=True)
@@ -56,23 +64,22 @@ class SemiAR:
             row.values["weight"] = np.full(len(row.target_ids), 1.0 / num_targets)
         return rows
 
-    def _draw_masks(self, keys: np.ndarray, epoch: int, first_block: np.ndarray, num_blocks: int) -> np.ndarray:
-        """Bool [items, copies, num_blocks, b]: is the position masked? The rate is the block's own."""
-        b, copies = self.block_size, self.num_noisy_copies
+    def _draw_masks(self, items: Sequence[Demonstration], first_block: np.ndarray, num_blocks: int) -> np.ndarray:
+        """Bool [items, copies, num_blocks, b]: is the position masked?"""
+        o, b = self.options, self.block_size
         start = (first_block[:, None] + np.arange(num_blocks))[:, None, :, None] * b
         cells = np.concatenate((-1 - start, start + np.arange(b)), -1)  # cell -1 - start: the block's rate
-        shape = (len(keys), copies, num_blocks, b + 1)
-        key = np.broadcast_to(keys[:, None, None, None], shape)
-        copy = np.broadcast_to(np.arange(copies)[:, None, None], shape)
-        cell = np.broadcast_to(cells, shape)
-        u = uniform(*(torch.tensor(a) for a in (np.full(shape, self.seed), np.full(shape, epoch), key, copy, cell))).numpy()
-        return u[..., 1:] < self.min_rate + (self.max_rate - self.min_rate) * u[..., :1]
+        key, epoch = (np.array(k)[:, None, None, None] for k in ([i.key for i in items], [i.epoch for i in items]))
+        copy = np.arange(o.num_noisy_copies)[:, None, None]
+        keys = np.broadcast_arrays(np.int64(self.seed), epoch, key, copy, cells)
+        u = uniform(*(torch.from_numpy(np.ascontiguousarray(k)) for k in keys)).numpy()
+        return u[..., 1:] < o.min_rate + (o.max_rate - o.min_rate) * u[..., :1]
 
     def _row(self, item: Demonstration, first_block: int, is_drawn: np.ndarray) -> TrainRow | None:
         b, num_prompt = self.block_size, len(item.prompt_ids)
         ids = [*item.prompt_ids, *item.response_ids]
         num_pads = -len(ids) % b
-        end = len(ids) + (num_pads if self.num_trained_pads is None else self.num_trained_pads)
+        end = len(ids) + (num_pads if self.options.num_trained_pads is None else self.options.num_trained_pads)
         token_ids = np.array(ids + [self.pad_token_id] * num_pads, dtype=np.int64)
         blocks = np.arange(first_block, len(token_ids) // b)
         position = blocks[:, None] * b + np.arange(b)

@@ -24,6 +24,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from unmask.models import ModelSpec
 from unmask.objectives.rows import RowBatch, TrainRow
 from unmask.objectives.trace_views import trace_row
 from unmask.types import Rollout
@@ -58,8 +59,8 @@ class TraceRL:
         loss_normalization: Literal["trace_step", "token", "sequence", "constant"] = "trace_step"
         constant_length: int = Field(256, ge=1, description="the divisor of loss_normalization = constant")
 
-    def __init__(self, options: Options, mask_token_id: int):
-        self.options, self.mask_token_id = options, mask_token_id
+    def __init__(self, options: Options, spec: ModelSpec):
+        self.options, self.mask_token_id = options, spec.mask_token_id
 
     def rows(self, rollouts: Sequence[Rollout], num_sequences: int) -> list[TrainRow]:
         """One row per rollout with a non-zero advantage; "weight" makes the loss a sum over the update's targets.

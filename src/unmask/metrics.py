@@ -1,0 +1,54 @@
+"""Metrics of a run, as JSON lines.
+
+`metrics.jsonl` holds only what follows from the recipe: killed and resumed, it is byte for byte that of an
+uninterrupted run. Wall-clock times go to `timings.jsonl`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from unmask.files import describe_os_error
+
+
+class JsonlWriter:
+    """Appends records to a file, one unbuffered line at a time; can be cut back to an earlier length."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise describe_os_error(error, path) from error
+
+    def write(self, record: Mapping) -> None:
+        """Writes the whole line or (disk full) nothing of it. Raises `UnmaskError`."""
+        line, start = (json.dumps(record) + "\n").encode(), self.size()
+        try:
+            while line:
+                line = line[os.write(self._descriptor, line) :]
+        except OSError as error:
+            self.truncate(start)
+            raise describe_os_error(error, self.path) from error
+
+    def sync(self) -> int:
+        """Makes all lines durable; returns the length in bytes, to be kept in a checkpoint. Raises `UnmaskError`."""
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise describe_os_error(error, self.path) from error
+        return self.size()
+
+    def size(self) -> int:
+        return os.fstat(self._descriptor).st_size
+
+    def truncate(self, size: int) -> None:
+        """Cuts the file to what the checkpoint knew (lines written after it will be written again)."""
+        os.ftruncate(self._descriptor, size)
+
+    def close(self) -> None:
+        os.close(self._descriptor)

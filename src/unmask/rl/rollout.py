@@ -1,0 +1,44 @@
+"""Rollouts: decode examples with the weights in memory, read the answers, reward them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from unmask.data.chat import ChatTokenizer
+from unmask.diffusion.generate import generate
+from unmask.models import Decoder
+from unmask.rewards import RewardFn
+from unmask.types import Example, Rollout, RolloutGroup, SamplingParams
+
+
+def derive_seed(*keys: int | str) -> int:
+    """A seed in [0, 2**62) from whatever names the sequence, for example (run seed, step, prompt, member)."""
+    return int.from_bytes(hashlib.blake2b(repr(keys).encode(), digest_size=8).digest()) >> 2
+
+
+def make_rollouts(
+    model: Decoder, tokenizer: ChatTokenizer, examples: Sequence[Example], params: SamplingParams, reward: RewardFn,
+    *, group_size: int = 1, seed_keys: tuple[int | str, ...] = (), max_batch_size: int = 256, policy_version: int = 0,
+) -> list[RolloutGroup]:  # fmt: skip
+    """`group_size` rewarded responses for each example.
+
+    Each response draws from its own seed, derived from params.seed, `seed_keys` and its place (example, member), and does
+    not depend on the others.
+    """
+    prompts = [ids for example in examples for ids in [tokenizer.prompt_ids(example)] * group_size]
+    seeded = [
+        params.model_copy(update={"seed": derive_seed(params.seed, *seed_keys, index, member)})
+        for index in range(len(examples))
+        for member in range(group_size)
+    ]
+    traces = generate(model, prompts, seeded, max_batch_size=max_batch_size, policy_version=policy_version)
+    groups = []
+    for index, example in enumerate(examples):
+        rollouts = []
+        for trace in traces[index * group_size : (index + 1) * group_size]:
+            rollout = Rollout(trace, tokenizer.decode(trace.response_ids))
+            rollout.reward, rollout.reward_reason = reward(rollout, example)
+            rollouts.append(rollout)
+        groups.append(RolloutGroup(example, rollouts))
+    return groups

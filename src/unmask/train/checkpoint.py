@@ -1,0 +1,118 @@
+"""Checkpoints of a run: a loadable model folder plus everything needed to go on exactly where it stood.
+
+    checkpoints/step-00000040/
+        config.json, model.safetensors, tokenizer files    an ordinary model folder
+        trainer_state.pt                                   optimizer, steps, RNG states, position in the metrics
+        manifest.json                                      written last: sizes and SHA-256 of all of it
+
+A checkpoint is written to a temporary folder and renamed: it is whole or absent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from unmask.errors import UnmaskError
+from unmask.files import new_folder, read_json
+from unmask.models import Decoder, find_family
+from unmask.models.checkpoint import copy_tokenizer, write_weights
+
+MANIFEST = "manifest.json"
+
+
+def rng_state() -> dict[str, Any]:
+    """States of the global generators. Our own random numbers are counter-based; these are for users' functions."""
+    version, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
+    return {
+        "python": random.getstate(),
+        "numpy": (version, torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, cached),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    version, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((version, keys.numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def save_checkpoint(
+    folder: Path, step: int, model: Decoder, state: dict[str, Any], tokenizer_from: Path, keep_last: int
+) -> Path:
+    """Writes checkpoints/step-N atomically, then removes all but the newest `keep_last`. Raises `UnmaskError`."""
+    target = folder / f"step-{step:08d}"
+    with new_folder(target) as temporary:
+        write_weights(model, temporary)
+        copy_tokenizer(tokenizer_from, temporary)
+        torch.save({**state, "rng": rng_state()}, temporary / "trainer_state.pt")
+        files = {file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in temporary.iterdir()}
+        manifest = json.dumps({"step": step, "files": dict(sorted(files.items()))}, indent=2)
+        (temporary / MANIFEST).write_text(manifest, encoding="utf-8")
+    for old in list_checkpoints(folder)[:-keep_last]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Complete-looking checkpoints, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if (path / MANIFEST).exists())
+
+
+def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint whose files match its manifest, and a line for each newer one that does not."""
+    skipped: list[str] = []
+    for path in reversed(list_checkpoints(folder)):
+        if problem := find_damage(path):
+            skipped.append(f"{path}: skipped, {problem}")
+        else:
+            return path, skipped
+    return None, skipped
+
+
+def find_damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint, or None."""
+    try:
+        files = read_json(path / MANIFEST)["files"]
+        for name, facts in files.items():
+            file = path / name
+            if not file.exists():
+                return f"{name} is missing"
+            if file.stat().st_size != facts["bytes"]:
+                return f"{name} has {file.stat().st_size} bytes, the manifest says {facts['bytes']}"
+            if _sha256(file) != facts["sha256"]:
+                return f"the checksum of {name} does not match"
+    except (UnmaskError, KeyError, TypeError, AttributeError) as error:
+        return f"its manifest is damaged ({error})"
+    return None
+
+
+def load_checkpoint(path: Path, model: Decoder) -> dict[str, Any]:
+    """Restores weights in place and the global generators; returns the saved state."""
+    family = find_family(model.config)
+    tensors = load_file(path / "model.safetensors")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensors[family.to_checkpoint_name(name)])
+    state = torch.load(path / "trainer_state.pt", map_location=model.device, weights_only=True)
+    state["rng"]["torch"] = state["rng"]["torch"].cpu()
+    state["rng"]["cuda"] = [s.cpu() for s in state["rng"]["cuda"]]
+    set_rng_state(state.pop("rng"))
+    return state
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,206 @@
+"""One training run and its folder: metrics, evaluations, checkpoints, resuming, stopping. Shared by SFT and RL.
+
+    RUN/recipe.toml        the resolved recipe          RUN/metrics.jsonl   what the recipe determines, per step
+    RUN/versions.json      software and machine         RUN/timings.jsonl   wall-clock seconds, per step
+    RUN/checkpoints/       see train/checkpoint.py
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import sys
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from unmask.config import RlRecipe, SftRecipe, to_toml
+from unmask.errors import UnmaskError
+from unmask.files import describe_os_error, write_text
+from unmask.metrics import JsonlWriter
+from unmask.train.checkpoint import load_checkpoint, newest_valid, save_checkpoint
+from unmask.train.interruption import Interruption
+from unmask.train.progress import StageProgress
+from unmask.train.trainer import Trainer
+
+# Keys that may change between a run and its resumption: they say how long and how safely, not what is computed.
+_MAY_CHANGE = ("run.dir", "run.num_threads", "train.max_steps", "stop.", "checkpoint.")
+
+Evaluate = Callable[[], Mapping[str, float]]  # measures the model as it is now, always on the same questions
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended: "target" (the measured value was reached), "max_steps", or "interrupted" (resumable)."""
+
+    reason: Literal["target", "max_steps", "interrupted"]
+    num_steps: int
+    checkpoint: Path
+    evaluation: dict[str, float]
+    signal_name: str | None = None
+    exit_code: int = 0
+
+
+class Run:
+    """A run from start or resumption to its `outcome`. Use as a context manager around `steps()`.
+
+    for step in run.steps(): ...; run.finish_step({...}, {...})
+    """
+
+    def __init__(
+        self, folder: Path, recipe: SftRecipe | RlRecipe, trainer: Trainer, tokenizer_from: Path, evaluate: Evaluate,
+        *, resume: bool, title: str,
+    ):  # fmt: skip
+        self.folder, self.recipe, self.trainer = folder, recipe, trainer
+        self.tokenizer_from, self.evaluate = tokenizer_from, evaluate
+        self.num_steps = 0
+        self.evaluation: dict[str, float] = {}
+        self._reason: str | None = None
+        prepare_folder(folder, recipe, resume)
+        self.metrics, self.timings = JsonlWriter(folder / "metrics.jsonl"), JsonlWriter(folder / "timings.jsonl")
+        notes = self._restore() if resume else []
+        self.interruption = Interruption()
+        self.progress = StageProgress(title, recipe.train.max_steps, self.num_steps)
+        for note in notes:
+            self.progress.say(note)
+
+    def _restore(self) -> list[str]:
+        checkpoint, notes = newest_valid(self.folder / "checkpoints")
+        if checkpoint is None:
+            self.metrics.truncate(0)
+            self.timings.truncate(0)
+            return [*notes, f"{self.folder}: no checkpoint yet, starting from the beginning"]
+        state = load_checkpoint(checkpoint, self.trainer.model)
+        self.trainer.load_state_dict(state["trainer"])
+        self.num_steps, self.evaluation = state["num_steps"], state["evaluation"]
+        self.metrics.truncate(state["metrics_bytes"])
+        self.timings.truncate(state["timings_bytes"])
+        if state["reason"] == "target" or self.num_steps >= self.recipe.train.max_steps:
+            self._reason = state["reason"] or "max_steps"
+        return [*notes, f"resuming after step {self.num_steps} from {checkpoint}"]
+
+    def __enter__(self) -> Run:
+        self.interruption.__enter__()
+        self.progress.__enter__()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.progress.__exit__(*exc_info)
+        self.interruption.__exit__(*exc_info)
+        self.metrics.close()
+        self.timings.close()
+
+    def steps(self) -> Iterator[int]:
+        """Yields step 0, 1, .. (or from where the checkpoint stood) until the run ends."""
+        while self._reason is None:
+            yield self.num_steps
+
+    def finish_step(self, metrics: Mapping[str, float], timings: Mapping[str, float]) -> None:
+        """Records the step; evaluates, checkpoints and ends the run when that is due."""
+        recipe, stop = self.recipe, self.recipe.stop
+        self.num_steps += 1
+        self.metrics.write({"step": self.num_steps, **metrics})
+        self.timings.write({"step": self.num_steps, **timings})
+        is_last = self.num_steps >= recipe.train.max_steps
+        if recipe.eval.every_steps and (self.num_steps % recipe.eval.every_steps == 0 or is_last):
+            self.evaluation = dict(self.evaluate())
+            self.metrics.write({"step": self.num_steps, **{f"eval/{k}": v for k, v in self.evaluation.items()}})
+            if stop.metric and self.num_steps >= stop.min_steps and self._stop_value() >= stop.at_least:
+                self._reason = "target"
+        if self._reason is None and is_last:
+            self._reason = "max_steps"
+        shown = {k: v for k, v in metrics.items() if k in ("loss", "reward_mean")}
+        self.progress.show(self.num_steps, {**shown, **{f"eval {k}": v for k, v in self.evaluation.items()}})
+        every = recipe.checkpoint.every_steps
+        if self._reason is None and self.interruption.signal_name:
+            self._reason = "interrupted"
+        if self._reason or (every and self.num_steps % every == 0):
+            self.save()
+
+    def _stop_value(self) -> float:
+        name = self.recipe.stop.metric
+        if name not in self.evaluation:
+            raise UnmaskError(f"stop.metric {name!r} is not measured; the evaluation gives {', '.join(self.evaluation)}")
+        return self.evaluation[name]
+
+    def save(self) -> Path:
+        state = {
+            "trainer": self.trainer.state_dict(),
+            "num_steps": self.num_steps,
+            "evaluation": self.evaluation,
+            "reason": None if self._reason == "interrupted" else self._reason,
+            "metrics_bytes": self.metrics.sync(),
+            "timings_bytes": self.timings.sync(),
+        }
+        keep = self.recipe.checkpoint.keep_last
+        folder = self.folder / "checkpoints"
+        return save_checkpoint(folder, self.num_steps, self.trainer.model, state, self.tokenizer_from, keep)
+
+    @property
+    def outcome(self) -> Outcome:
+        assert self._reason is not None, "the run has not ended"
+        checkpoint = self.folder / "checkpoints" / f"step-{self.num_steps:08d}"
+        signal_name, code = self.interruption.signal_name, self.interruption.exit_code
+        if self._reason != "interrupted":
+            signal_name, code = None, 0
+        return Outcome(self._reason, self.num_steps, checkpoint, self.evaluation, signal_name, code)  # type: ignore[arg-type]
+
+
+def prepare_folder(folder: Path, recipe: SftRecipe | RlRecipe, resume: bool) -> None:
+    """Creates the folder with the resolved recipe, or checks that the one there belongs to it. Raises `UnmaskError`."""
+    file = folder / "recipe.toml"
+    if resume and not file.exists():
+        raise UnmaskError(f"{folder}: nothing to resume here (no recipe.toml)")
+    if resume:
+        try:
+            stored = _flatten(tomllib.loads(file.read_text(encoding="utf-8")))
+        except (OSError, tomllib.TOMLDecodeError) as error:
+            raise UnmaskError(f"{file}: cannot be read ({error})") from None
+        given = _flatten(tomllib.loads(to_toml(recipe)))
+        for key in sorted(stored.keys() | given.keys()):
+            if stored.get(key) != given.get(key) and not key.startswith(_MAY_CHANGE):
+                was, now = stored.get(key), given.get(key)
+                raise UnmaskError(f"{file}: cannot resume, {key} was {was!r} and is now {now!r}; use another run.dir")
+        for leftover in (folder / "checkpoints").glob(".step-*"):
+            shutil.rmtree(leftover, ignore_errors=True)  # a checkpoint that was being written when the process died
+    elif folder.exists() and any(folder.iterdir()):
+        raise UnmaskError(f"{folder}: is not empty; continue that run with --resume or choose another run.dir")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise describe_os_error(error, folder) from error
+    write_text(file, to_toml(recipe))
+    write_text(folder / "versions.json", json.dumps(versions(), indent=2) + "\n")
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """All records of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def versions() -> dict[str, Any]:
+    """What the run was computed with."""
+    packages = ("unmask", "torch", "numpy", "safetensors", "transformers", "tokenizers", "pydantic")
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "packages": {name: metadata.version(name) for name in packages},
+        "num_threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat.update(_flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value})
+    return flat
+
+
+__all__ = ["Evaluate", "Outcome", "Run", "prepare_folder", "read_metrics", "versions"]

@@ -1,0 +1,88 @@
+"""The one Trainer: rows and a loss in, one optimizer step out. It knows no objective and no sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unmask.attention import get_backend
+from unmask.config.schema import OptimizerConfig
+from unmask.errors import UnmaskError
+from unmask.models import Decoder
+from unmask.objectives.rows import RowBatch, TrainRow, collate, split_rows
+from unmask.train.optimizer import learning_rate, make_optimizer
+
+# (model, batch, forward settings) -> loss of the batch, sums for the metrics
+LossFn = Callable[[RowBatch], tuple[Tensor, dict[str, Tensor]]]
+
+
+class Trainer:
+    """Holds the model, the optimizer that lives across steps, and the number of optimizer steps done.
+
+    Gradient accumulation is exact by construction: an objective's weights already refer to the whole update, so the
+    losses (and gradients) of micro-batches simply add up, whatever their number and size, the last one included.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        config: OptimizerConfig,
+        *,
+        max_optimizer_steps: int,
+        max_tokens_per_micro_batch: int,
+        attention_backend: str = "auto",
+        precision: str = "float32",
+    ):
+        self.model, self.config = model, config
+        self.max_optimizer_steps = max_optimizer_steps
+        self.max_tokens = max_tokens_per_micro_batch
+        self.backend = get_backend(attention_backend, model.device)
+        self.precision = precision
+        self.optimizer = make_optimizer(model, config)
+        self.optimizer_step = 0
+
+    def autocast(self) -> torch.autocast:
+        """Matrix products in the run's precision; weights, norms, log-probabilities and optimizer stay float32."""
+        enabled = self.precision == "bfloat16"
+        return torch.autocast(self.model.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+    def batches(self, rows: Sequence[TrainRow]) -> list[RowBatch]:
+        pad, device = self.model.spec.pad_token_id, self.model.device
+        return [collate(part, pad, device) for part in split_rows(rows, self.max_tokens)]
+
+    def update(self, rows: Sequence[TrainRow], loss_fn: LossFn) -> dict[str, float]:
+        """One optimizer step on the sum of the loss over all rows. Returns "loss", "grad_norm", "lr" and the sums.
+
+        Raises `UnmaskError` (before the weights change) when the loss or gradient is not finite.
+        """
+        sums: dict[str, Tensor] = {}
+        self.optimizer.zero_grad(set_to_none=True)
+        for batch in self.batches(rows):
+            with self.autocast():
+                loss, more = loss_fn(batch)
+            loss.backward()
+            for key, value in (("loss", loss.detach()), *more.items()):
+                sums[key] = sums[key] + value if key in sums else value
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm, foreach=True)
+        if not torch.isfinite(grad_norm):
+            raise UnmaskError(
+                f"optimizer step {self.optimizer_step}: the gradient is not finite (loss {float(sums['loss'])}); "
+                "lower optimizer.lr or check the data; the last checkpoint is intact"
+            )
+        lr = learning_rate(self.config, self.optimizer_step, self.max_optimizer_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer_step += 1
+        return {**{key: float(value) for key, value in sums.items()}, "grad_norm": float(grad_norm), "lr": lr}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer.state_dict(), "optimizer_step": self.optimizer_step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer_step = state["optimizer_step"]
