@@ -1,3 +1,41 @@
-"""unmask: diffusion language models, trained, decoded and evaluated."""
+"""unmask: diffusion language models, trained, decoded and evaluated.
+
+The names in `__all__` are the public face: typed, documented, stable. They load on first use, so that importing the
+package (and the command line) does not import torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+_HOME = {
+    "SamplingParams": "unmask.types",
+    "Trace": "unmask.types",
+    "UnmaskError": "unmask.errors",
+    "generate": "unmask.diffusion.generate",
+    "load_model": "unmask.models.checkpoint",
+    "replay_logprobs": "unmask.objectives.trace_views",
+    "save_model": "unmask.models.checkpoint",
+}
+
+__all__ = ["SamplingParams", "Trace", "UnmaskError", "generate", "load_model", "replay_logprobs", "save_model"]
+
+if TYPE_CHECKING:
+    from unmask.diffusion.generate import generate
+    from unmask.errors import UnmaskError
+    from unmask.models.checkpoint import load_model, save_model
+    from unmask.objectives.trace_views import replay_logprobs
+    from unmask.types import SamplingParams, Trace
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'unmask' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -39,7 +39,8 @@ def resolve(recipe: SftRecipe | RlRecipe) -> SftRecipe | RlRecipe:
     parts = {
         "source": Plugin(name=recipe.source.name, options=source),
         "objective": Plugin(
-            name=recipe.objective.name, options=objective_options(registry, recipe.objective).model_dump(exclude_none=True)
+            name=recipe.objective.name,
+            options=objective_options(registry, recipe.objective).model_dump(exclude_none=True),
         ),
         "reward": Plugin(name=recipe.reward.name, options=reward_options(recipe.reward).model_dump(exclude_none=True)),
     }
@@ -47,7 +48,7 @@ def resolve(recipe: SftRecipe | RlRecipe) -> SftRecipe | RlRecipe:
 
 
 def pick_device(name: str) -> torch.device:
-    """"auto" is the first GPU if there is one. Raises `UnmaskError` when the device is not there."""
+    """ "auto" is the first GPU if there is one. Raises `UnmaskError` when the device is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -181,11 +181,11 @@ class TraceRecord:
 
 @dataclass(slots=True)
 class Rollout:
-    """One sampled response with its reward (0 to 1 for verifiable tasks) and the named parts of it."""
+    """One sampled response, its text, its reward (0 to 1 for verifiable tasks; None = not scored) and the reason for it."""
 
     trace: Trace
     text: str
-    reward: float = 0.0
+    reward: float | None = None
     reward_reason: str = ""
     advantage: float = 0.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import tomllib
 from collections.abc import Sequence
@@ -16,15 +17,17 @@ from unmask.errors import UnmaskError
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def load_recipe(kind: type[Model], files: Sequence[Path], overrides: Sequence[str] = ()) -> Model:
-    """Merges files left to right, then overrides, and checks the result.
+def load_recipe(
+    kind: type[Model], files: Sequence[Path], overrides: Sequence[str] = (), base: dict[str, Any] | None = None
+) -> Model:
+    """Merges `base`, files from left to right, then overrides, and checks the result.
 
     Raises `UnmaskError` naming the file or word, the key, what was found, and for unknown keys the nearest known one.
     """
-    merged: dict[str, Any] = {}
+    merged: dict[str, Any] = copy.deepcopy(base or {})
     origin: dict[str, str] = {}
     for file in files:
-        _merge(merged, _read_toml(file), origin, str(file))
+        _merge(merged, read_toml(file), origin, str(file))
     for word in overrides:
         key, equals, text = word.partition("=")
         if not equals or not key.strip():
@@ -49,7 +52,8 @@ def to_toml(recipe: BaseModel) -> str:
     return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
 
 
-def _read_toml(file: Path) -> dict[str, Any]:
+def read_toml(file: Path) -> dict[str, Any]:
+    """A parsed TOML file. Raises `UnmaskError` naming the file and line."""
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -18,6 +18,19 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_defaults_of_tables(cls, values: Any) -> Any:
+        """A table that is given in part keeps the other defaults it has in this section (not those of its own type)."""
+        if not isinstance(values, dict):
+            return values
+        filled = dict(values)
+        for name, info in cls.model_fields.items():
+            default = info.get_default(call_default_factory=True, validated_data={})
+            if isinstance(filled.get(name), dict) and isinstance(default, BaseModel):
+                filled[name] = {**default.model_dump(), **filled[name]}
+        return filled
+
 
 class Plugin(Section):
     """A registered part and its options."""
@@ -105,7 +118,8 @@ class RlTrainConfig(Section):
     max_tokens_per_micro_batch: int = Field(16384, ge=1, description="padded tokens of one forward; does not change results")
     max_batch_size: int = Field(256, ge=1, description="sequences decoded together; does not change results")
     old_logprobs: Literal["auto", "rollout", "recompute"] = Field(
-        "auto", description="auto = the sampler's own where replay is exact (float32), else recomputed before the update"
+        "auto",
+        description="auto = the sampler's own where replay is exact (float32), else recomputed before the update",
     )
 
 

@@ -34,7 +34,9 @@ class ChatTokenizer:
     def load(cls, folder: str | Path) -> ChatTokenizer:
         """From a model folder, without remote code. Raises `UnmaskError`."""
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, use_fast=True)
+            # AutoTokenizer is only for folders without tokenizer.json: it also reads config.json and warns of our families.
+            kind = PreTrainedTokenizerFast if (Path(folder) / "tokenizer.json").exists() else AutoTokenizer
+            tokenizer = kind.from_pretrained(str(folder), trust_remote_code=False)
         except Exception as error:  # the library raises many kinds; all mean "not a usable tokenizer"
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UnmaskError(f"{folder}: no usable tokenizer here ({reason})") from None
@@ -52,8 +54,12 @@ class ChatTokenizer:
         backend.decoder = decoders.Fuse()
         return cls(
             PreTrainedTokenizerFast(
-                tokenizer_object=backend, eos_token=TURN_END, pad_token=PAD, mask_token=MASK,
-                additional_special_tokens=[USER, ASSISTANT], chat_template=_TINY_TEMPLATE,
+                tokenizer_object=backend,
+                eos_token=TURN_END,
+                pad_token=PAD,
+                mask_token=MASK,
+                additional_special_tokens=[USER, ASSISTANT],
+                chat_template=_TINY_TEMPLATE,
             )  # fmt: skip
         )
 

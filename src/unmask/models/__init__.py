@@ -15,9 +15,7 @@ FAMILIES: dict[str, ModelFamily] = {family.name: family for family in (SDAR(),)}
 def find_family(config: dict[str, Any], where: str = "config.json") -> ModelFamily:
     """The family a parsed config.json belongs to, by `model_type`, else by `architectures`. Raises `UnmaskError`."""
     for family in FAMILIES.values():
-        if config.get("model_type") in family.model_types or set(config.get("architectures") or ()) & set(
-            family.architectures
-        ):
+        if config.get("model_type") in family.model_types or set(config.get("architectures") or ()) & set(family.architectures):
             return family
     known = ", ".join(t for family in FAMILIES.values() for t in family.model_types)
     raise UnmaskError(f"{where}: model_type {config.get('model_type')!r} is unknown; known: {known}")

@@ -113,9 +113,7 @@ def new_model(preset: str, seed: int, *, device: str | torch.device = "cpu", **o
 def write_weights(model: Decoder, folder: Path) -> None:
     """Writes config.json and model.safetensors, under the family's tensor names, into an existing folder."""
     family = find_family(model.config)
-    tensors = {
-        family.to_checkpoint_name(name): p.detach().to("cpu").contiguous() for name, p in model.named_parameters()
-    }
+    tensors = {family.to_checkpoint_name(name): p.detach().to("cpu").contiguous() for name, p in model.named_parameters()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(model.config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 

@@ -65,7 +65,10 @@ def trace_row(trace: Trace, mask_token_id: int, *, trace_shrink: int = 1, respon
     pair_block[pair_of[is_drawn & (pair_of <= live[-1])]] = block[is_drawn & (pair_of <= live[-1])]
     noisy_blocks = pair_block[live]
     grid = (slice(first // b, None), slice(None))
-    by_block = {name: a.reshape(-1, b)[grid][noisy_blocks - first // b] for name, a in (("ids", token_ids), ("pair", pair_of), ("trained", trained), ("canvas", canvas_index))}  # noqa: E501
+    by_block = {
+        name: a.reshape(-1, b)[grid][noisy_blocks - first // b]
+        for name, a in (("ids", token_ids), ("pair", pair_of), ("trained", trained), ("canvas", canvas_index))
+    }
     noisy_ids = np.where(by_block["pair"] >= live[:, None], mask_token_id, by_block["ids"])
     is_target = (by_block["pair"] == live[:, None]) & by_block["trained"]
     row = build_row(token_ids, b, noisy_blocks, noisy_ids, is_target)

@@ -33,7 +33,12 @@ def train_rl(
 
     def loss_fn(batch: RowBatch) -> tuple[Tensor, dict[str, Tensor]]:
         logprobs_N = target_logprobs(
-            trainer.model, batch, trainer.backend, temperature=params.temperature, top_k=params.top_k, top_p=params.top_p
+            trainer.model,
+            batch,
+            trainer.backend,
+            temperature=params.temperature,
+            top_k=params.top_k,
+            top_p=params.top_p,
         )
         return objective.loss(logprobs_N, batch)
 

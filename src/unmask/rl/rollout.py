@@ -18,13 +18,14 @@ def derive_seed(*keys: int | str) -> int:
 
 
 def make_rollouts(
-    model: Decoder, tokenizer: ChatTokenizer, examples: Sequence[Example], params: SamplingParams, reward: RewardFn,
+    model: Decoder, tokenizer: ChatTokenizer, examples: Sequence[Example], params: SamplingParams,
+    reward: RewardFn | None,
     *, group_size: int = 1, seed_keys: tuple[int | str, ...] = (), max_batch_size: int = 256, policy_version: int = 0,
 ) -> list[RolloutGroup]:  # fmt: skip
     """`group_size` rewarded responses for each example.
 
     Each response draws from its own seed, derived from params.seed, `seed_keys` and its place (example, member), and does
-    not depend on the others.
+    not depend on the others. reward: None leaves rewards unset (plain decoding).
     """
     prompts = [ids for example in examples for ids in [tokenizer.prompt_ids(example)] * group_size]
     seeded = [
@@ -38,7 +39,8 @@ def make_rollouts(
         rollouts = []
         for trace in traces[index * group_size : (index + 1) * group_size]:
             rollout = Rollout(trace, tokenizer.decode(trace.response_ids))
-            rollout.reward, rollout.reward_reason = reward(rollout, example)
+            if reward is not None:
+                rollout.reward, rollout.reward_reason = reward(rollout, example)
             rollouts.append(rollout)
         groups.append(RolloutGroup(example, rollouts))
     return groups

@@ -31,7 +31,7 @@ MANIFEST = "manifest.json"
 
 def rng_state() -> dict[str, Any]:
     """States of the global generators. Our own random numbers are counter-based; these are for users' functions."""
-    version, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
+    version, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
         "numpy": (version, torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, cached),
@@ -43,7 +43,7 @@ def rng_state() -> dict[str, Any]:
 def set_rng_state(state: dict[str, Any]) -> None:
     random.setstate(state["python"])
     version, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((version, keys.numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
+    np.random.set_state((version, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])

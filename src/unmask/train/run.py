@@ -1,8 +1,8 @@
 """One training run and its folder: metrics, evaluations, checkpoints, resuming, stopping. Shared by SFT and RL.
 
-    RUN/recipe.toml        the resolved recipe          RUN/metrics.jsonl   what the recipe determines, per step
-    RUN/versions.json      software and machine         RUN/timings.jsonl   wall-clock seconds, per step
-    RUN/checkpoints/       see train/checkpoint.py
+RUN/recipe.toml        the resolved recipe          RUN/metrics.jsonl   what the recipe determines, per step
+RUN/versions.json      software and machine         RUN/timings.jsonl   wall-clock seconds, per step
+RUN/checkpoints/       see train/checkpoint.py
 """
 
 from __future__ import annotations

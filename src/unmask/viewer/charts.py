@@ -92,12 +92,8 @@ def render_chart(chart: Chart, chart_id: str) -> str:
     y_low, y_high = chart.y_range or (y_ticks[0], y_ticks[-1])
     x_of, y_of = _Scale(x_low, x_high, LEFT, WIDTH - RIGHT), _Scale(y_low, y_high, HEIGHT - BOTTOM, TOP)
 
-    parts = [
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" tabindex="0" aria-label="{escape_text(_summary(chart))}">'
-    ]
-    parts += _grid(
-        [t for t in x_ticks if x_low <= t <= x_high], [t for t in y_ticks if y_low <= t <= y_high], x_of, y_of
-    )
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" tabindex="0" aria-label="{escape_text(_summary(chart))}">']
+    parts += _grid([t for t in x_ticks if x_low <= t <= x_high], [t for t in y_ticks if y_low <= t <= y_high], x_of, y_of)
     parts.append(f'<line class="cursor" x1="0" x2="0" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
     for index, series in enumerate(chart.series):
         parts += _curve(chart, series, index % NUM_STYLES, x_of, y_of)
@@ -213,8 +209,7 @@ def _legend(chart: Chart, stops: Sequence[tuple[float, str, list[str]]]) -> str:
 
 def _values(chart: Chart, stops: Sequence[tuple[float, str, list[str]]]) -> str:
     head = "".join(
-        f'<th class="number" scope="col">{escape_text(name)}</th>'
-        for name in (chart.x_label, *[s.name for s in chart.series])
+        f'<th class="number" scope="col">{escape_text(name)}</th>' for name in (chart.x_label, *[s.name for s in chart.series])
     )
     rows = "".join(
         "<tr>" + "".join(f'<td class="number">{text}</td>' for text in (x, *values)) + "</tr>" for _, x, values in stops

@@ -58,9 +58,7 @@ def render_player(
     Raises:
         UnmaskError: nothing to show, or no id in common.
     """
-    body = (
-        f'<main class="player-page"><h1>{escape_text(title)}</h1>{player_html(records, compare, labels, "page")}</main>'
-    )
+    body = f'<main class="player-page"><h1>{escape_text(title)}</h1>{player_html(records, compare, labels, "page")}</main>'
     return render_page(title, body, PLAYER_STYLES, PLAYER_SCRIPTS)
 
 
@@ -98,18 +96,14 @@ def player_data(
     }
 
 
-def pair_records(
-    records: Sequence[TraceRecord], compare: Sequence[TraceRecord]
-) -> list[tuple[TraceRecord, TraceRecord]]:
+def pair_records(records: Sequence[TraceRecord], compare: Sequence[TraceRecord]) -> list[tuple[TraceRecord, TraceRecord]]:
     """Records with the same id, in the order of `records`; the n-th of an id meets the n-th of that id."""
     waiting: dict[str, deque[TraceRecord]] = defaultdict(deque)
     for record in compare:
         waiting[record.id].append(record)
     pairs = [(record, waiting[record.id].popleft()) for record in records if waiting[record.id]]
     if not pairs:
-        raise UnmaskError(
-            f"the two sets of traces have no id in common (first ids: {records[0].id!r} and {compare[0].id!r})"
-        )
+        raise UnmaskError(f"the two sets of traces have no id in common (first ids: {records[0].id!r} and {compare[0].id!r})")
     return pairs
 
 
@@ -156,9 +150,7 @@ def _check_shown_fields(record: TraceRecord, where: str) -> None:
     if record.reward is not None and type(record.reward) not in (int, float):
         raise UnmaskError(f"{where}: reward must be a number or null, found {record.reward!r}")
     if type(record.trace.num_forwards) is not int or record.trace.num_forwards < 0:
-        raise UnmaskError(
-            f"{where}: num_forwards must be an integer of at least 0, found {record.trace.num_forwards!r}"
-        )
+        raise UnmaskError(f"{where}: num_forwards must be an integer of at least 0, found {record.trace.num_forwards!r}")
     if wrong := [step for step in record.trace.step_map if step < -1]:
         raise UnmaskError(f"{where}: step_map holds {wrong[0]}; a step is at least 0, or -1 for never unmasked")
 

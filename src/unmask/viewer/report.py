@@ -12,9 +12,7 @@ from unmask.viewer.page import escape_text, render_page
 from unmask.viewer.player import DEFAULT_LABELS, PLAYER_SCRIPTS, PLAYER_STYLES, player_html
 
 # What a column of numbers looks like once formatted: "95.3 %", "+1.2", "3.1 ± 0.2", "1,204", "2.4×", "12 s", "–".
-_NUMBER = re.compile(
-    r"\s*([+−-]?[\d.,]+\s*([×x%]|[a-zµ]{1,3}(/[a-z]{1,7})?)?(\s*±\s*[\d.,]+\s*%?)?|[–-]?)\s*", re.IGNORECASE
-)
+_NUMBER = re.compile(r"\s*([+−-]?[\d.,]+\s*([×x%]|[a-zµ]{1,3}(/[a-z]{1,7})?)?(\s*±\s*[\d.,]+\s*%?)?|[–-]?)\s*", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +39,7 @@ class Table:
     def __post_init__(self) -> None:
         for row in self.rows:
             if len(row) != len(self.columns):
-                raise ValueError(
-                    f"table {self.title!r} has {len(self.columns)} columns and a row of {len(row)}: {row!r}"
-                )
+                raise ValueError(f"table {self.title!r} has {len(self.columns)} columns and a row of {len(row)}: {row!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +132,7 @@ def _table(table: Table) -> str:
         ' class="number"' if i > 0 and cells and all(_NUMBER.fullmatch(row[i]) for row in cells) else ""
         for i in range(len(table.columns))
     ]
-    head = "".join(
-        f'<th scope="col"{c}>{escape_text(name)}</th>' for c, name in zip(classes, table.columns, strict=True)
-    )
+    head = "".join(f'<th scope="col"{c}>{escape_text(name)}</th>' for c, name in zip(classes, table.columns, strict=True))
     body = ""
     for row in cells:
         body += "<tr>"
@@ -158,9 +152,7 @@ def _charts(charts: Sequence[Chart]) -> str:
     if not charts:
         return ""
     figures = "".join(render_chart(chart, f"chart-{i}") for i, chart in enumerate(charts))
-    return (
-        f'<section><h2>Curves</h2><div class="charts {"many" if len(charts) > 1 else "one"}">{figures}</div></section>'
-    )
+    return f'<section><h2>Curves</h2><div class="charts {"many" if len(charts) > 1 else "one"}">{figures}</div></section>'
 
 
 def _comparison(comparison: Comparison | None) -> str:
@@ -175,7 +167,6 @@ def _details(details: Sequence[Detail]) -> str:
     if not details:
         return ""
     blocks = "".join(
-        f"<details><summary>{escape_text(d.summary)}</summary><pre>{escape_text(d.text)}</pre></details>"
-        for d in details
+        f"<details><summary>{escape_text(d.summary)}</summary><pre>{escape_text(d.text)}</pre></details>" for d in details
     )
     return f"<section><h2>Details</h2>{blocks}</section>"

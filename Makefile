@@ -1,0 +1,35 @@
+# Every target does its own set-up; nothing but Python (>= 3.11) is needed. `make help` lists them.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help quickstart test test-slow check bench clean
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(READY): pyproject.toml constraints.txt scripts/setup.sh
+	PYTHON="$(PYTHON)" VENV="$(VENV)" sh scripts/setup.sh
+	@touch $@
+
+quickstart: $(READY) ## train a tiny model, improve it with TraceRL, write a report (minutes on a laptop)
+	$(BIN)/unmask quickstart $(ARGS)
+
+test: $(READY) ## all tests but the slow ones, with coverage
+	$(BIN)/python -m pytest -m "not slow" --cov=unmask --cov-report=term:skip-covered $(ARGS)
+
+test-slow: $(READY) ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+check: $(READY) ## style, types, tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(MAKE) test
+
+bench: $(READY) ## speed, as ratios against stated baselines
+	$(BIN)/python benchmarks/update.py
+	$(BIN)/python benchmarks/decode.py
+
+clean: ## remove the environment (runs/ stays)
+	rm -rf $(VENV)

@@ -1,0 +1,141 @@
+"""The `unmask` command. Arguments are parsed before anything heavy is imported; each command imports what it needs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from unmask.errors import UnmaskError
+
+# Typer carries its own copy of click in newer versions; the base class of its errors is found through one of them.
+_UsageError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+app = typer.Typer(
+    help="Train, run and evaluate diffusion language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Words = Annotated[
+    list[str],
+    typer.Argument(metavar="RECIPE... [SECTION.KEY=VALUE]...", help="TOML files, then settings; later ones win"),
+]
+Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings; later ones win")]
+Checkpoint = Annotated[str, typer.Argument(metavar="CKPT", help="model folder, run folder or hub name")]
+Resume = Annotated[bool, typer.Option("--resume", help="continue the run in run.dir exactly where its checkpoint stood")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="print the resolved recipe and stop")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="print the version and stop")] = False) -> None:
+    if version:
+        from unmask import __version__
+
+        print(f"unmask {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def quickstart(
+    seed: Annotated[int, typer.Option(help="all randomness follows from it")] = 0,
+    directory: Annotated[Path | None, typer.Option("--dir", help="default: runs/quickstart-seed-N")] = None,
+    settings: Settings = None,
+) -> None:
+    """Train a tiny model from scratch, improve it with TraceRL, write a report. Interrupted, it continues."""
+    from unmask.quickstart.stages import run_quickstart
+
+    raise typer.Exit(run_quickstart(seed, directory or Path(f"runs/quickstart-seed-{seed}"), settings or []))
+
+
+@app.command()
+def sft(words: Words, resume: Resume = False, dry_run: DryRun = False) -> None:
+    """Supervised fine-tuning."""
+    from unmask.cli.training import train
+
+    raise typer.Exit(train("sft", words, resume, dry_run))
+
+
+@app.command()
+def rl(words: Words, resume: Resume = False, dry_run: DryRun = False) -> None:
+    """Reinforcement learning on the trace (TraceRL)."""
+    from unmask.cli.training import train
+
+    raise typer.Exit(train("rl", words, resume, dry_run))
+
+
+@app.command("eval")
+def evaluate(
+    checkpoint: Checkpoint,
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[RECIPE]... [KEY=VALUE]...", help="default source: the run's own")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="folder for results.json and the traces of each mode")] = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Accuracy and tokens per forward, static and dynamic."""
+    from unmask.cli.evaluation import run_eval
+
+    run_eval(checkpoint, settings or [], output, dry_run)
+
+
+@app.command()
+def generate(
+    checkpoint: Checkpoint,
+    settings: Settings = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="a user's turn; may be repeated")] = None,
+    input_file: Annotated[Path | None, typer.Option("--input", help="JSON lines with question or messages")] = None,
+    output: Annotated[Path | None, typer.Option(help="write traces here (JSON lines, for `unmask view`)")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+) -> None:
+    """Decode prompts; settings are sampling parameters (temperature=0.5 seed=1 ...)."""
+    from unmask.cli.generation import run_generate
+
+    run_generate(checkpoint, settings or [], prompt or [], input_file, output, device)
+
+
+@app.command()
+def view(
+    traces: Annotated[Path, typer.Argument(help="traces.jsonl")],
+    compare: Annotated[Path | None, typer.Option(help="a second file, shown beside the first for the same ids")] = None,
+    output: Annotated[Path | None, typer.Option(help="default: TRACES with the ending .html")] = None,
+) -> None:
+    """Write a page that plays how sequences were unmasked."""
+    from unmask.files import write_text
+    from unmask.viewer import load_records, render_player
+
+    page = output or traces.with_suffix(".html")
+    other = load_records(compare) if compare else None
+    labels = (traces.stem, compare.stem) if compare else ("before", "after")
+    write_text(page, render_player(load_records(traces), f"unmask: {traces.name}", other, labels))
+    print(page)
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Entry point. A mistake of the user is one line on stderr and exit code 2; a defect keeps its traceback."""
+    try:
+        code = app(arguments, standalone_mode=False)
+    except UnmaskError as error:
+        code = _fail(str(error))
+    except _UsageError as error:
+        code = _fail(f"{str(error).rstrip('.')}; see unmask --help")
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:
+        code = 0
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""`unmask sft` and `unmask rl`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from unmask.config import RlRecipe, SftRecipe, load_recipe, to_toml
+from unmask.errors import UnmaskError
+
+
+def split_words(words: list[str]) -> tuple[list[Path], list[str]]:
+    """Recipe files and overrides, in the order given. Raises `UnmaskError` for a file after an override."""
+    files = [Path(word) for word in words if "=" not in word]
+    overrides = [word for word in words if "=" in word]
+    return files, overrides
+
+
+def train(kind: str, words: list[str], resume: bool, dry_run: bool) -> int:
+    """Runs a recipe; returns the exit code (0, or 128 + the signal's number when interrupted)."""
+    files, overrides = split_words(words)
+    recipe = load_recipe(SftRecipe if kind == "sft" else RlRecipe, files, overrides)
+    if resume and not recipe.run.dir:
+        raise UnmaskError("--resume needs run.dir (run.dir=FOLDER)")
+    from unmask.launch import resolve, start
+
+    if dry_run:
+        print(to_toml(resolve(recipe)), end="")
+        return 0
+    outcome = start(recipe, resume=resume)
+    if outcome.reason == "interrupted":
+        print(f"{outcome.signal_name}: stopped after step {outcome.num_steps}, saved; continue with --resume")
+        return outcome.exit_code
+    why = "reached its target" if outcome.reason == "target" else "did all its steps"
+    numbers = ", ".join(f"{name} {value:.4g}" for name, value in outcome.evaluation.items())
+    print(f"{why} after step {outcome.num_steps}" + (f": {numbers}" if numbers else ""))
+    print(outcome.checkpoint)
+    return 0

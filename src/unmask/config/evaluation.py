@@ -1,0 +1,37 @@
+"""The recipe of `unmask eval`: what to decode, in which ways, and how to score it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from unmask.config.schema import Plugin, RunConfig, Section
+from unmask.types import SamplingParams
+
+# The two ways of decoding the field reports; a recipe may add others under [modes.NAME].
+DEFAULT_MODES: dict[str, dict[str, Any]] = {
+    "static": {"remasking_strategy": "low_confidence_static", "temperature": 0.0},
+    "dynamic": {"remasking_strategy": "low_confidence_dynamic", "confidence_threshold": 0.9, "temperature": 1.0},
+}
+
+
+class EvalRecipe(Section):
+    """`unmask eval`. Modes start from `static` (greedy, one token a step) and `dynamic` (temperature 1, threshold 0.9)."""
+
+    run: RunConfig = Field(default_factory=RunConfig)
+    source: Plugin
+    reward: Plugin = Field(default_factory=lambda: Plugin(name="boxed"))
+    num_examples: int = Field(512, ge=1)
+    first_example: int = Field(0, ge=0, description="index in the held-out split where they start")
+    max_batch_size: int = Field(256, ge=1, description="sequences decoded together; does not change results")
+    modes: dict[str, SamplingParams] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_modes(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not isinstance(values.get("modes", {}), dict):
+            return values
+        given = values.get("modes", {})
+        modes = {name: {**defaults, **given.get(name, {})} for name, defaults in DEFAULT_MODES.items()}
+        return {**values, "modes": {**given, **modes}}
