@@ -1,0 +1,86 @@
+"""The mask rule against its definition, token by token, and the settings of the field that it expresses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from unmask.attention import BACKENDS, DenseAttention, TokenLayout, get_backend, visibility
+from unmask.errors import UnmaskError
+
+
+def sees(layout: TokenLayout, row: int, q: int, k: int) -> bool:
+    doc, block, copy = (t[row].tolist() for t in (layout.doc_BL, layout.block_BL, layout.copy_BL))
+    if doc[q] != doc[k]:
+        return False
+    return (copy[k] == 0 and block[k] < block[q]) or (copy[k] == copy[q] and block[k] == block[q])
+
+
+def random_layout(rows: int, length: int, seed: int = 0) -> TokenLayout:
+    g = torch.Generator().manual_seed(seed)
+
+    def ints(low: int, high: int) -> torch.Tensor:
+        return torch.randint(low, high, (rows, length), generator=g)
+
+    return TokenLayout(ints(-1, 2), ints(0, 4), ints(0, 3), ints(0, 50))
+
+
+def test_visibility_is_the_definition() -> None:
+    layout = random_layout(3, 30)
+    table = visibility(layout, layout)
+    for row in range(3):
+        for q in range(30):
+            for k in range(30):
+                assert bool(table[row, q, k]) == sees(layout, row, q, k)
+
+
+def test_every_token_sees_itself() -> None:
+    layout = random_layout(4, 40, seed=1)
+    assert visibility(layout, layout).diagonal(dim1=1, dim2=2).all()  # no empty softmax, padding included
+
+
+@pytest.mark.parametrize(
+    ("block_size", "expected"),
+    [
+        (1, lambda q, k: k <= q),  # autoregressive
+        (4, lambda q, k: k // 4 <= q // 4),  # block-causal
+        (100, lambda q, k: True),  # bidirectional
+    ],
+)
+def test_inference_settings(block_size: int, expected) -> None:
+    layout = TokenLayout.sequences(11, block_size, torch.tensor([11]))
+    table = visibility(layout, layout)[0]
+    assert all(bool(table[q, k]) == expected(q, k) for q in range(11) for k in range(11))
+
+
+def test_padding_is_invisible_to_tokens() -> None:
+    layout = TokenLayout.sequences(10, 4, torch.tensor([3, 10, 0]))
+    table = visibility(layout, layout)
+    assert not table[0, :3, 3:].any()
+    assert not table[0, 3:, :3].any()
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_executes_the_same_rule_as_dense() -> None:
+    """Eager FlexAttention is exact on a CPU (forward only); on GPUs the compiled one is compared in test_gpu.py."""
+    q_layout, k_layout = random_layout(2, 24, seed=2), random_layout(2, 24, seed=3)
+    k_layout = q_layout.cat(k_layout)  # more keys than queries, as with a cache; every query sees itself
+    q, k, v = torch.randn(2, 4, 24, 8), torch.randn(2, 2, 48, 8), torch.randn(2, 2, 48, 8)
+    with torch.no_grad():
+        dense = DenseAttention(q_layout, k_layout)(q, k, v)
+        flex = BACKENDS["flex"](q_layout, k_layout)(q, k, v)
+    torch.testing.assert_close(flex, dense, atol=2e-6, rtol=0)  # float32 against float64 accumulation
+
+
+def test_dense_float32_and_float64_paths_agree() -> None:
+    layout = random_layout(2, 16, seed=4)
+    q, k, v = (torch.randn(2, 2, 16, 8) for _ in range(3))
+    attend = DenseAttention(layout, layout)
+    with torch.no_grad():
+        precise = attend(q, k, v)
+    torch.testing.assert_close(attend(q.requires_grad_(), k, v), precise, atol=2e-6, rtol=0)
+
+
+def test_unknown_backend_lists_the_known() -> None:
+    with pytest.raises(UnmaskError, match="unknown attention backend 'sparse'; known: auto, dense, flex"):
+        get_backend("sparse", torch.device("cpu"))
