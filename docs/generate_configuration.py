@@ -1,0 +1,222 @@
+"""Writes the tables of docs/configuration.md from the recipe types, so that the page cannot drift from the code.
+
+    python docs/generate_configuration.py            rewrite the tables in place
+    python docs/generate_configuration.py --check    exit with 1 when the page is stale
+
+A table stands between `<!-- table: NAME -->` and `<!-- /table -->`; the text around it is written by hand. A key's meaning
+is the `description` of its pydantic field; `MEANINGS` has it for fields that carry none.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from unmask.attention import BACKENDS
+from unmask.config import EvalRecipe, Plugin, RlRecipe, SftRecipe
+from unmask.data.sources import SOURCES
+from unmask.diffusion.remasking import STRATEGIES
+from unmask.models import FAMILIES
+from unmask.objectives import RL_OBJECTIVES, SFT_OBJECTIVES
+from unmask.objectives.advantages import ADVANTAGES
+from unmask.rewards import REWARDS
+from unmask.types import SamplingParams
+
+PAGE = Path(__file__).with_name("configuration.md")
+NONE = "not set"
+
+# What a field means, where the field itself does not say. Keys: class (of a part: its name), then field.
+MEANINGS: dict[str, dict[str, str]] = {
+    "ModelConfig": {
+        "path": "model folder, run folder (its newest checkpoint) or hub name owner/name",
+        "revision": "branch, tag or commit on the hub; empty = the default branch",
+    },
+    "OptimizerConfig": {
+        "beta1": "decay of AdamW's mean of gradients",
+        "beta2": "decay of AdamW's mean of squared gradients",
+        "eps": "added to AdamW's denominator",
+        "weight_decay": "decoupled, on matrices only",
+        "warmup_steps": "optimizer steps of linear warm-up",
+    },
+    "EvalConfig": {"num_examples": "examples measured each time"},
+    "StopConfig": {
+        "at_least": "the run ends when the metric is this large",
+        "min_steps": "not before this many steps",
+    },
+    "CheckpointConfig": {"keep_last": "older checkpoints are removed"},
+    "SftTrainConfig": {"max_steps": "optimizer steps"},
+    "RlTrainConfig": {
+        "max_steps": "RL steps (rollouts and update)",
+        "prompts_per_step": "prompts that are rolled out in one RL step",
+        "num_epochs": "passes over the rollouts of one RL step",
+    },
+    "EvalRecipe": {"num_examples": "examples measured in each mode"},
+    "SamplingParams": {
+        "top_p": "tokens outside the smallest set of this probability are not drawn; 1 = all",
+        "seed": "seed of the sequence's own random numbers",
+    },
+    "chained_arithmetic": {
+        "min_operations": "operations in the shortest question",
+        "max_operations": "operations in the longest question",
+    },
+    "jsonl": {
+        "question_key": "field that holds the user's turn",
+        "answer_key": "field that holds the verifiable answer",
+        "response_key": "field that holds the demonstration",
+    },
+    "semi_ar": {
+        "min_rate": "lowest rate at which the tokens of a block are masked",
+        "max_rate": "highest rate",
+    },
+    "trace_rl": {
+        "clip_eps_low": "the ratio is clipped below at 1 minus this",
+        "clip_eps_high": "the ratio is clipped above at 1 plus this",
+        "kl_beta": "weight of the KL penalty; 0 = none",
+        "kl_estimator": "per-token estimate of the KL, see [TraceRL](tracerl.md#the-kl-penalty)",
+        "loss_normalization": "how tokens are averaged, see [TraceRL](tracerl.md#normalising-the-loss)",
+    },
+}
+
+_PLURAL_OF = {"source": "sources", "reward": "rewards", "objective": "objectives"}
+_COMPARATORS = (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
+Row = tuple[str, str, str, str]
+
+
+def meaning_of(owner: str, name: str, info: FieldInfo) -> str:
+    text = info.description or MEANINGS.get(owner, {}).get(name)
+    if not text:
+        raise SystemExit(f"error: {owner}.{name} has no description; give its Field(...) one")
+    return text
+
+
+def type_of(info: FieldInfo) -> str:
+    """A field's type and limits in words."""
+    annotation: Any = info.annotation
+    if get_origin(annotation) in (Union, UnionType):
+        annotation = next(a for a in get_args(annotation) if a is not NoneType)
+    if get_origin(annotation) is Literal:
+        return ", ".join(f"`{json.dumps(value)}`" for value in get_args(annotation))
+    if get_origin(annotation) is tuple:
+        return "list of integers"
+    words = {bool: "true or false", int: "integer", float: "number", str: "text"}[annotation]
+    limits = [f"{sign} {_number(getattr(m, key))}" for m in info.metadata for key, sign in _COMPARATORS if hasattr(m, key)]
+    return f"{words} {' and '.join(limits)}" if limits else words
+
+
+def _number(value: float) -> str:
+    return "2^" + str(value.bit_length() - 1) if isinstance(value, int) and value > 10**6 else str(value)
+
+
+def default_of(value: Any) -> str:
+    return NONE if value is None else f"`{json.dumps(value)}`"
+
+
+def rows_of(kind: type[BaseModel], default: BaseModel | None, prefix: str = "", owner: str = "") -> Iterator[Row]:
+    """Every key of a table and of the tables in it; `default` is the table as it is when nothing is given."""
+    owner = owner or kind.__name__
+    for name, info in kind.model_fields.items():
+        key = prefix + name
+        if default is not None:
+            value = getattr(default, name)
+        elif info.is_required():
+            value = ...
+        else:
+            value = info.get_default(call_default_factory=True, validated_data={})
+        candidates = [c for c in (info.annotation, *get_args(info.annotation)) if inspect.isclass(c)]
+        table = next((c for c in candidates if issubclass(c, BaseModel)), None)
+        if table is None:
+            yield key, type_of(info), "required" if value is ... else default_of(value), meaning_of(owner, name, info)
+        elif table is Plugin:
+            plural = _PLURAL_OF[name]
+            given = {"required": value is ..., "name": getattr(value, "name", None), "options": getattr(value, "options", None)}
+            note = f"; {info.description}" if info.description else ""
+            first = "required" if given["required"] else default_of(given["name"])
+            yield f"{key}.name", "text", first, f"one of the [{plural}](#{plural}){note}"
+            yield f"{key}.options", "table", NONE if value is None else "`{}`", f"see [{plural}](#{plural})"
+        elif table is SamplingParams:
+            is_map = "dict" in str(info.annotation)
+            note = "; NAME is free, `static` and `dynamic` are always there" if is_map else ""
+            target = "[sampling parameters](#sampling-parameters)"
+            yield f"{key}.{'NAME.' if is_map else ''}*", "table", "see there", f"{target}{note}"
+        else:
+            yield from rows_of(table, None if value is ... else value, f"{key}.")
+
+
+def table(rows: Iterator[Row]) -> str:
+    lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    for key, *cells in rows:
+        lines.append(f"| `{key}` | " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def first_sentence(thing: Any) -> str:
+    return " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
+
+
+def parts(registry: dict[str, Any], prefix: str) -> str:
+    """Each registered part: what it is, and its options."""
+    chapters = []
+    for name, part in registry.items():
+        rows = rows_of(part.Options, None, prefix, owner=name)
+        chapters.append(f"#### `{name}`\n\n{first_sentence(inspect.getmodule(part))}\n\n{table(rows)}")
+    return "\n\n".join(chapters)
+
+
+def names(registry: dict[str, Any], describe: Callable[[Any], str]) -> str:
+    lines = ["| name | meaning |", "|---|---|"]
+    return "\n".join([*lines, *(f"| `{name}` | {describe(part)} |" for name, part in registry.items())])
+
+
+def presets() -> str:
+    lines = ["| preset | layers | width | heads (key/value) | block size |", "|---|---|---|---|---|"]
+    for family in FAMILIES.values():
+        for size, config in family.presets.items():
+            heads = f"{config['num_attention_heads']} ({config['num_key_value_heads']})"
+            cells = (config["num_hidden_layers"], config["hidden_size"], heads, config["block_size"])
+            lines.append(f"| `{family.name}/{size}` | " + " | ".join(str(c) for c in cells) + " |")
+    return "\n".join(lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "SftRecipe": lambda: table(rows_of(SftRecipe, None)),
+    "RlRecipe": lambda: table(rows_of(RlRecipe, None)),
+    "EvalRecipe": lambda: table(rows_of(EvalRecipe, None)),
+    "SamplingParams": lambda: table(rows_of(SamplingParams, None)),
+    "sources": lambda: parts(SOURCES, "source.options."),
+    "sft objectives": lambda: parts(SFT_OBJECTIVES, "objective.options."),
+    "rl objectives": lambda: parts(RL_OBJECTIVES, "objective.options."),
+    "rewards": lambda: parts(REWARDS, "reward.options."),
+    "strategies": lambda: names(STRATEGIES, lambda strategy: first_sentence(type(strategy))),
+    "advantages": lambda: names(ADVANTAGES, first_sentence),
+    "backends": lambda: names(BACKENDS, lambda backend: first_sentence(inspect.getmodule(backend))),
+    "presets": presets,
+}
+
+
+def render(page: str) -> str:
+    """The page with every table written anew. Raises `KeyError` for a table of an unknown name."""
+    pattern = re.compile(r"(<!-- table: ([\w ]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
+    return pattern.sub(lambda match: f"{match[1]}\n{TABLES[match[2]]()}\n\n{match[3]}", page)
+
+
+def main(arguments: list[str]) -> int:
+    page = PAGE.read_text(encoding="utf-8")
+    fresh = render(page)
+    if "--check" in arguments:
+        print(f"{PAGE}: {'up to date' if fresh == page else 'stale; run python docs/generate_configuration.py'}")
+        return int(fresh != page)
+    PAGE.write_text(fresh, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
