@@ -15,10 +15,12 @@ GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
 SPECIAL = {"vocab_size": 40, "eos_token_id": [1], "pad_token_id": 0, "mask_token_id": 2}
 
 
+# Same sums in the same order: what is compared bit for bit must not depend on the number of threads.
+torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
-def _one_thread_deterministic():
-    """Same sums in the same order: what is compared bit for bit must not depend on the number of threads."""
-    torch.set_num_threads(1)
+def _seeded():
     torch.manual_seed(0)
     random.seed(0)
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from unmask.config import EvalConfig, Plugin, RlRecipe, RunConfig, SftRecipe
+from unmask.config import EvalConfig, Plugin, RlRecipe, RunConfig, SftRecipe, plugin_options
 from unmask.config.schema import ModelConfig
 from unmask.data.chat import MASK, ChatTokenizer
-from unmask.data.sources import open_source, source_options
+from unmask.data.sources import SOURCES, open_source
 from unmask.errors import UnmaskError
 from unmask.evaluate import evaluate, held_out_examples
 from unmask.models import Decoder
@@ -22,11 +22,10 @@ from unmask.objectives import (
     SFT_OBJECTIVES,
     make_rl_objective,
     make_sft_objective,
-    objective_options,
 )
-from unmask.rewards import make_reward, reward_options
+from unmask.rewards import REWARDS, make_reward
 from unmask.rl.loop import train_rl
-from unmask.train.checkpoint import newest_valid
+from unmask.train.checkpoint import newest_valid, seed_rng
 from unmask.train.run import Outcome, Run
 from unmask.train.sft import train_sft
 from unmask.train.trainer import Trainer
@@ -35,15 +34,11 @@ from unmask.train.trainer import Trainer
 def resolve(recipe: SftRecipe | RlRecipe) -> SftRecipe | RlRecipe:
     """The recipe with the options of its named parts filled in and checked. Raises `UnmaskError`."""
     registry = SFT_OBJECTIVES if isinstance(recipe, SftRecipe) else RL_OBJECTIVES
-    source = source_options(recipe.source).model_dump(exclude_none=True)
-    parts = {
-        "source": Plugin(name=recipe.source.name, options=source),
-        "objective": Plugin(
-            name=recipe.objective.name,
-            options=objective_options(registry, recipe.objective).model_dump(exclude_none=True),
-        ),
-        "reward": Plugin(name=recipe.reward.name, options=reward_options(recipe.reward).model_dump(exclude_none=True)),
-    }
+    parts = {}
+    for what, known in (("source", SOURCES), ("objective", registry), ("reward", REWARDS)):
+        plugin: Plugin = getattr(recipe, what)
+        options = plugin_options(known, plugin, what).model_dump(mode="json", exclude_none=True)
+        parts[what] = Plugin(name=plugin.name, options=options)
     return recipe.model_copy(update=parts)
 
 
@@ -103,6 +98,7 @@ def start(recipe: SftRecipe | RlRecipe, *, resume: bool = False, title: str = ""
         torch.set_num_threads(recipe.run.num_threads)
     folder = Path(recipe.run.dir or f"runs/{kind}-{time.strftime('%Y%m%d-%H%M%S')}")
     seed = recipe.run.seed
+    seed_rng(seed)
     with tempfile.TemporaryDirectory() as scratch:
         model, tokenizer, tokenizer_from = open_model(recipe.model, recipe.source, recipe.run, Path(scratch))
         source, reward = open_source(recipe.source, "train", seed), make_reward(recipe.reward)

@@ -9,7 +9,7 @@ import torch
 from tests.golden import golden_cases
 from unmask.config import Plugin
 from unmask.errors import UnmaskError
-from unmask.objectives import RL_OBJECTIVES, SFT_OBJECTIVES, objective_options
+from unmask.objectives import make_rl_objective, make_sft_objective
 from unmask.objectives.advantages import ADVANTAGES, get_advantage
 from unmask.objectives.rows import RowBatch
 from unmask.objectives.semi_ar import Demonstration, SemiAR
@@ -155,8 +155,8 @@ def test_advantages() -> None:
         get_advantage("gae")
 
 
-def test_options_are_checked() -> None:
+def test_options_are_checked(model) -> None:
     with pytest.raises(UnmaskError, match="unknown objective 'ppo'; known: trace_rl"):
-        objective_options(RL_OBJECTIVES, Plugin(name="ppo"))
+        make_rl_objective(Plugin(name="ppo"), model)
     with pytest.raises(UnmaskError, match=r"objective.options: unknown key 'min_rat'; the nearest known key is 'min_rate'"):
-        objective_options(SFT_OBJECTIVES, Plugin(name="semi_ar", options={"min_rat": 0.1}))
+        make_sft_objective(Plugin(name="semi_ar", options={"min_rat": 0.1}), model, 0)

@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import Any, Literal, Protocol
 
 import numpy as np
-from pydantic import BaseModel
 
-from unmask.config import Plugin, check
+from unmask.config import Plugin, make_plugin
 from unmask.data.chained_arithmetic import ChainedArithmetic
 from unmask.data.jsonl import JsonlSource
-from unmask.errors import UnmaskError
 from unmask.types import Example
 
 Split = Literal["train", "held_out"]
@@ -29,15 +27,9 @@ class Source(Protocol):
 SOURCES: dict[str, Any] = {"chained_arithmetic": ChainedArithmetic, "jsonl": JsonlSource}
 
 
-def source_options(plugin: Plugin) -> BaseModel:
-    """The checked options of a source. Raises `UnmaskError`."""
-    if plugin.name not in SOURCES:
-        raise UnmaskError(f"unknown source {plugin.name!r}; known: {', '.join(SOURCES)}")
-    return check(SOURCES[plugin.name].Options, plugin.options, "source.options")
-
-
 def open_source(plugin: Plugin, split: Split, seed: int) -> Source:
-    return SOURCES[plugin.name](source_options(plugin), split, seed)
+    """Raises `UnmaskError` for an unknown name or option, or bad data."""
+    return make_plugin(SOURCES, plugin, "source", split, seed)
 
 
 class EpochOrder:

@@ -8,11 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from pydantic import BaseModel
 from torch import Tensor
 
-from unmask.config import Plugin, check
-from unmask.errors import UnmaskError
+from unmask.config import Plugin, make_plugin
 from unmask.models import Decoder
 from unmask.objectives.rows import RowBatch, TrainRow
 from unmask.objectives.semi_ar import Demonstration, SemiAR
@@ -36,16 +34,11 @@ SFT_OBJECTIVES: dict[str, Any] = {"semi_ar": SemiAR}
 RL_OBJECTIVES: dict[str, Any] = {"trace_rl": TraceRL}
 
 
-def objective_options(registry: dict[str, Any], plugin: Plugin) -> BaseModel:
-    """The checked options of an objective. Raises `UnmaskError`."""
-    if plugin.name not in registry:
-        raise UnmaskError(f"unknown objective {plugin.name!r}; known: {', '.join(registry)}")
-    return check(registry[plugin.name].Options, plugin.options, "objective.options")
-
-
 def make_sft_objective(plugin: Plugin, model: Decoder, seed: int) -> SftObjective:
-    return SFT_OBJECTIVES[plugin.name](objective_options(SFT_OBJECTIVES, plugin), model.spec, seed)
+    """Raises `UnmaskError` for an unknown name or option."""
+    return make_plugin(SFT_OBJECTIVES, plugin, "objective", model.spec, seed)
 
 
 def make_rl_objective(plugin: Plugin, model: Decoder) -> RlObjective:
-    return RL_OBJECTIVES[plugin.name](objective_options(RL_OBJECTIVES, plugin), model.spec)
+    """Raises `UnmaskError` for an unknown name or option."""
+    return make_plugin(RL_OBJECTIVES, plugin, "objective", model.spec)

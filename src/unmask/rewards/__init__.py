@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from pydantic import BaseModel
-
-from unmask.config import Plugin, check
-from unmask.errors import UnmaskError
+from unmask.config import Plugin, make_plugin
 from unmask.rewards.boxed import Boxed
 from unmask.types import Example, Rollout
 
@@ -21,12 +18,6 @@ class RewardFn(Protocol):
 REWARDS: dict[str, Any] = {"boxed": Boxed}
 
 
-def reward_options(plugin: Plugin) -> BaseModel:
-    """The checked options of a reward. Raises `UnmaskError`."""
-    if plugin.name not in REWARDS:
-        raise UnmaskError(f"unknown reward {plugin.name!r}; known: {', '.join(REWARDS)}")
-    return check(REWARDS[plugin.name].Options, plugin.options, "reward.options")
-
-
 def make_reward(plugin: Plugin) -> RewardFn:
-    return REWARDS[plugin.name](reward_options(plugin))
+    """Raises `UnmaskError` for an unknown name or option."""
+    return make_plugin(REWARDS, plugin, "reward")

@@ -27,6 +27,7 @@ class Boxed:
         model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
         is_cut_wrong: bool = Field(True, description="a response cut at the length limit scores 0")
+        wrong_reward: float = Field(0.0, ge=0, lt=1, description="for a boxed answer that is wrong")
 
     def __init__(self, options: Options):
         self.options = options
@@ -38,4 +39,4 @@ class Boxed:
         if extracted is None:
             return 0.0, "no boxed answer"
         is_right = extracted.split() == (example.answer or "").split()
-        return (1.0, "right") if is_right else (0.0, f"boxed {extracted}, expected {example.answer}")
+        return (1.0, "right") if is_right else (self.options.wrong_reward, f"boxed {extracted}, expected {example.answer}")

@@ -29,6 +29,13 @@ from unmask.models.checkpoint import copy_tokenizer, write_weights
 MANIFEST = "manifest.json"
 
 
+def seed_rng(seed: int) -> None:
+    """Seeds the global generators, so that users' functions that draw from them repeat too."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
 def rng_state() -> dict[str, Any]:
     """States of the global generators. Our own random numbers are counter-based; these are for users' functions."""
     version, keys, position, has_gauss, cached = np.random.get_state(legacy=True)

@@ -1,0 +1,28 @@
+"""Finding a registered part by name and checking its options. A part is a class with an `Options` model inside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from unmask.config.load import check
+from unmask.config.schema import Plugin
+from unmask.errors import UnmaskError
+
+
+def plugin_options(registry: Mapping[str, Any], plugin: Plugin, what: str) -> BaseModel:
+    """The checked options of the part that `plugin` names; `what` is the recipe's word for it (source, reward, ...).
+
+    Raises `UnmaskError` listing the known names, or naming the option that is wrong.
+    """
+    if plugin.name not in registry:
+        raise UnmaskError(f"unknown {what} {plugin.name!r}; known: {', '.join(registry)}")
+    return check(registry[plugin.name].Options, plugin.options, f"{what}.options")
+
+
+def make_plugin(registry: Mapping[str, Any], plugin: Plugin, what: str, *arguments: Any) -> Any:
+    """An instance of the part: its class called with the checked options and `arguments`. Raises `UnmaskError`."""
+    options = plugin_options(registry, plugin, what)
+    return registry[plugin.name](options, *arguments)

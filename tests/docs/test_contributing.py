@@ -1,0 +1,201 @@
+"""CONTRIBUTING.md is true: the import order is the one it lists, and each row of its table of changes works with a toy."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from tests.docs.blocks import ROOT, code_blocks
+from unmask.attention import BACKENDS, DenseAttention
+from unmask.config import RlRecipe, SftRecipe, load_recipe
+from unmask.data.sources import SOURCES
+from unmask.diffusion.remasking import STRATEGIES
+from unmask.launch import start
+from unmask.models import FAMILIES
+from unmask.models.sdar import SDAR
+from unmask.objectives import RL_OBJECTIVES, SFT_OBJECTIVES
+from unmask.objectives.advantages import ADVANTAGES
+from unmask.objectives.rows import build_row
+from unmask.objectives.trace_views import trace_row
+from unmask.rewards import REWARDS
+from unmask.train.run import read_metrics
+from unmask.types import Example
+
+PAGE = ROOT / "CONTRIBUTING.md"
+PACKAGE = ROOT / "src" / "unmask"
+
+
+def layers() -> list[list[str]]:
+    """The listed units, top line first."""
+    text = next(block.text for block in code_blocks(PAGE) if block.language == "text")
+    return [[unit.strip() for unit in line.split("|")] for line in text.splitlines()]
+
+
+def imported_units(file: Path) -> Iterator[str]:
+    """Units of the package that a file imports, inside functions too, but not for type checking only."""
+
+    def walk(node: ast.AST) -> Iterator[str]:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            return
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "unmask":
+            rest = (node.module or "").split(".")[1:]
+            yield from [rest[0]] if rest else [alias.name for alias in node.names]
+        if isinstance(node, ast.Import):
+            yield from [alias.name.split(".")[1] for alias in node.names if alias.name.startswith("unmask.")]
+        for child in ast.iter_child_nodes(node):
+            yield from walk(child)
+
+    return walk(ast.parse(file.read_text(encoding="utf-8")))
+
+
+def test_every_unit_is_listed_once() -> None:
+    there = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    listed = [unit for line in layers() for unit in line]
+    assert sorted(listed) == sorted(there - {"__init__", "__main__"})
+    table = PAGE.read_text(encoding="utf-8")
+    assert [unit for unit in listed if f"\n| `{unit}` |" not in table] == []
+
+
+def test_imports_go_down_only() -> None:
+    level = {unit: depth for depth, line in enumerate(layers()) for unit in line}
+    wrong = []
+    for file in PACKAGE.rglob("*.py"):
+        unit = file.relative_to(PACKAGE).with_suffix("").parts[0]
+        if unit in level:
+            used = {other for other in imported_units(file) if other != unit and other in level}
+            wrong += [f"{file.relative_to(PACKAGE)} imports {other}" for other in used if level[other] <= level[unit]]
+    assert wrong == []
+
+
+class NoOptions(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ToySource:
+    Options = NoOptions
+    vocabulary = tuple("01")
+
+    def __init__(self, options, split, seed):
+        self.first = 0 if split == "train" else 4
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        bits = f"{self.first + index:03b}"
+        return Example(id=bits, messages=({"role": "user", "content": bits},), response=bits, answer=bits)
+
+
+class ToyReward:
+    Options = NoOptions
+
+    def __init__(self, options):
+        pass
+
+    def __call__(self, rollout, example):
+        return (len(rollout.trace.canvas_ids) + rollout.trace.canvas_ids[0]) % 5 / 4, "toy"
+
+
+class ToySftObjective:
+    """Masks the last block whole."""
+
+    Options = NoOptions
+
+    def __init__(self, options, spec, seed):
+        self.b, self.mask = spec.block_size, spec.mask_token_id
+
+    def rows(self, items):
+        rows = []
+        for item in items:
+            ids = np.array([*item.prompt_ids, *item.response_ids])
+            ids = ids[: len(ids) // self.b * self.b]
+            last, everything = np.array([len(ids) // self.b - 1]), np.ones((1, self.b), dtype=bool)
+            rows.append(build_row(ids, self.b, last, np.full((1, self.b), self.mask), everything))
+        for row in rows:
+            row.values["weight"] = np.full(self.b, 1.0 / self.b / len(rows))
+        return rows
+
+    def loss(self, logits_NV, batch):
+        nll_N = torch.nn.functional.cross_entropy(logits_NV, batch.target_ids_N, reduction="none")
+        return (batch.values["weight"] * nll_N).sum(), {}
+
+
+class ToyRlObjective:
+    """Policy gradient without clipping."""
+
+    Options = NoOptions
+
+    def __init__(self, options, spec):
+        self.mask = spec.mask_token_id
+
+    def rows(self, rollouts, num_sequences):
+        rows = []
+        for rollout in rollouts:
+            row = trace_row(rollout.trace, self.mask)
+            row.values["weight"] = np.full(len(row.target_ids), rollout.advantage / num_sequences)
+            rows.append(row)
+        return rows
+
+    def loss(self, logprobs_N, batch):
+        zero, n = torch.zeros(()), torch.tensor(float(len(logprobs_N)))
+        sums = {"num_targets": n, "kl_sum": zero, "clip_sum": zero, "neg_logprob_sum": -logprobs_N.detach().sum()}
+        return -(batch.values["weight"] * logprobs_N).sum(), sums
+
+
+class ToyStrategy:
+    """The rightmost masked position."""
+
+    def select(self, scores, quota_B, params):
+        is_masked_BT = scores.is_masked_BT
+        return is_masked_BT & (is_masked_BT.flip(1).cumsum(1).flip(1) == 1)
+
+
+class ToyBackend(DenseAttention):
+    num_forwards = 0
+
+    def __init__(self, q, k):
+        super().__init__(q, k)
+        ToyBackend.num_forwards += 1
+
+
+class ToyFamily(SDAR):
+    name = "toy"
+    model_types = ("toy",)
+    architectures = ("ToyForCausalLM",)
+    small = {"hidden_size": 16, "head_dim": 8, "num_attention_heads": 2, "num_key_value_heads": 1}  # noqa: RUF012
+    presets = {  # noqa: RUF012
+        "tiny": {**SDAR.presets["tiny"], **small, "model_type": "toy", "architectures": ["ToyForCausalLM"]},
+    }
+
+    def to_checkpoint_name(self, name: str) -> str:
+        return f"toy.{name}"
+
+
+def test_each_kind_of_part_needs_its_registry_line_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A toy of every kind, registered and named in two recipes: SFT from a toy family, then RL on what it wrote."""
+    for registry, toy in (
+        (FAMILIES, ToyFamily()), (SOURCES, ToySource), (REWARDS, ToyReward), (SFT_OBJECTIVES, ToySftObjective),
+        (RL_OBJECTIVES, ToyRlObjective), (STRATEGIES, ToyStrategy()), (BACKENDS, ToyBackend),
+        (ADVANTAGES, lambda rewards: rewards - rewards.min()),
+    ):  # fmt: skip
+        monkeypatch.setitem(registry, "toy", toy)
+    common = ["run.device=cpu", "run.attention_backend=toy", "source.name=toy", "reward.name=toy", "objective.name=toy"]
+    common += ["train.max_steps=1", "eval.every_steps=1", "eval.sampling.max_new_tokens=4"]
+    own = [f"run.dir={tmp_path / 'sft'}", "model.preset=toy/tiny", "train.batch_size=2"]
+    done = start(load_recipe(SftRecipe, [], [*common, *own]))
+    assert done.reason == "max_steps"
+
+    own = [f"run.dir={tmp_path / 'rl'}", f"model.path={tmp_path / 'sft'}", "train.prompts_per_step=2", "train.group_size=4"]
+    own += ["rollout.max_new_tokens=8", "rollout.remasking_strategy=toy", "advantage=toy"]
+    assert start(load_recipe(RlRecipe, [], [*common, *own])).reason == "max_steps"
+    step, evaluation = read_metrics(tmp_path / "rl")
+    assert step["num_updates"] == 1
+    assert step["tokens_per_forward"] <= 1
+    assert "eval/accuracy" in evaluation
+    assert ToyBackend.num_forwards >= 2

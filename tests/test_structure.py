@@ -1,0 +1,94 @@
+"""Rules of the house, executed: import direction, what loads what, one importer for each optional dependency."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "unmask"
+
+# From the top down. A part imports only from parts below its line; parts on one line do not import each other.
+LAYERS = [
+    {"__main__"},
+    {"cli"},
+    {"quickstart"},
+    {"launch"},
+    {"evaluate", "viewer"},
+    {"rl"},
+    {"train"},
+    {"objectives", "rewards", "data"},
+    {"models", "diffusion"},
+    {"attention"},
+    {"config", "metrics"},
+    {"files", "types"},
+    {"errors", "__init__"},
+]
+HEIGHT = {part: -i for i, line in enumerate(LAYERS) for part in line}
+
+
+def part_of(module: str) -> str:
+    pieces = module.split(".")
+    return pieces[1] if len(pieces) > 1 else "__init__"
+
+
+def imports(file: Path) -> list[tuple[int, str]]:
+    """(line, module of ours) for every import, also those inside functions; TYPE_CHECKING blocks do not run."""
+    found = []
+    skip: set[ast.AST] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            skip.update(ast.walk(node))
+        if node in skip:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "unmask":
+            names = [f"unmask.{a.name}" for a in node.names] if node.module == "unmask" else [node.module]
+            found += [(node.lineno, name) for name in names]
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, a.name) for a in node.names if a.name.split(".")[0] == "unmask"]
+    return found
+
+
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_import_direction(file: Path) -> None:
+    mine = file.relative_to(PACKAGE).with_suffix("").parts[0]
+    for line, module in imports(file):
+        other = part_of(module)
+        if other in (mine, "__init__") or (other not in HEIGHT and module == f"unmask.{other}"):
+            continue
+        assert HEIGHT[other] < HEIGHT[mine], f"{file.name}:{line}: {mine} must not import {module}"
+
+
+def test_every_part_has_its_layer() -> None:
+    parts = {f.relative_to(PACKAGE).with_suffix("").parts[0] for f in SOURCES}
+    assert parts == set(HEIGHT)
+
+
+@pytest.mark.parametrize(
+    "what", ["unmask", "unmask.cli.main", "unmask.config", "unmask.types", "unmask.viewer", "unmask.files"]
+)
+def test_light_parts_leave_torch_unloaded(what: str) -> None:
+    code = f"import sys, {what}; sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'numpy')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_public_names_load() -> None:
+    import unmask
+
+    for name in unmask.__all__:
+        assert getattr(unmask, name).__doc__, name
+    assert set(unmask.__all__) <= set(dir(unmask))
+    with pytest.raises(AttributeError, match="no attribute 'nope'"):
+        unmask.nope  # noqa: B018
+
+
+def test_files_stay_short() -> None:
+    long = [f"{f.relative_to(ROOT)}: {n}" for f in SOURCES if (n := len(f.read_text().splitlines())) > 300]
+    assert not long, long

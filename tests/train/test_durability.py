@@ -1,0 +1,171 @@
+"""A run can die at any instant: killed and resumed it equals the uninterrupted run, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.recipes import RL, SFT, start, unmask, write_recipe
+from unmask.train.checkpoint import find_damage, list_checkpoints, newest_valid
+
+
+def assert_same_end(a: Path, b: Path) -> None:
+    """Weights, optimizer, counters and metrics, bit for bit."""
+    last_a, last_b = (list_checkpoints(folder / "checkpoints")[-1] for folder in (a, b))
+    assert last_a.name == last_b.name
+    x, y = load_file(last_a / "model.safetensors"), load_file(last_b / "model.safetensors")
+    assert x.keys() == y.keys()
+    assert all(torch.equal(x[k], y[k]) for k in x)
+    s, t = (torch.load(p / "trainer_state.pt", weights_only=True) for p in (last_a, last_b))
+    assert equal(s["trainer"], t["trainer"])
+    assert equal(s["rng"], t["rng"])
+    assert {k: s[k] for k in ("num_steps", "evaluation", "metrics_bytes", "reason")} == {
+        k: t[k] for k in ("num_steps", "evaluation", "metrics_bytes", "reason")
+    }
+    assert (a / "metrics.jsonl").read_bytes() == (b / "metrics.jsonl").read_bytes()
+
+
+def equal(x, y) -> bool:
+    if isinstance(x, torch.Tensor):
+        return torch.equal(x, y)
+    if isinstance(x, dict):
+        return x.keys() == y.keys() and all(equal(x[k], y[k]) for k in x)
+    if isinstance(x, list | tuple):
+        return len(x) == len(y) and all(equal(p, q) for p, q in zip(x, y, strict=True))
+    return x == y
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory) -> Path:
+    """An uninterrupted RL run."""
+    folder = tmp_path_factory.mktemp("reference")
+    recipe = write_recipe(folder, "rl", RL)
+    result = unmask("rl", recipe, f"run.dir={folder / 'run'}")
+    assert result.returncode == 0, result.stderr
+    return folder / "run"
+
+
+def test_the_reference_run_learns_something(reference) -> None:
+    """What follows would prove little on a run without signal."""
+    records = [json.loads(line) for line in (reference / "metrics.jsonl").read_text().splitlines()]
+    assert sum(r.get("num_updates", 0) for r in records) >= 12
+    assert len([r for r in records if "eval/accuracy" in r]) == 3
+
+
+@pytest.mark.parametrize("kills", [[5.5, 6.0]])
+def test_killed_and_resumed_is_uninterrupted(reference, tmp_path, kills) -> None:
+    recipe, run = write_recipe(tmp_path, "rl", RL), tmp_path / "run"
+    kill_and_resume(recipe, run, kills)
+    assert_same_end(reference, run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attempt", range(10))
+def test_killed_at_random_moments(reference, tmp_path, attempt) -> None:
+    recipe, run = write_recipe(tmp_path, "rl", RL), tmp_path / "run"
+    rng = random.Random(attempt)
+    kill_and_resume(recipe, run, [rng.uniform(0.5, 6.0) for _ in range(3)])
+    assert_same_end(reference, run)
+
+
+def kill_and_resume(recipe: Path, run: Path, kills: list[float]) -> None:
+    """SIGKILL after each of these seconds (from the process's start), then a run to the end."""
+    for seconds in kills:
+        process = start("rl", recipe, f"run.dir={run}", *(["--resume"] if (run / "recipe.toml").exists() else []))
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        process.communicate()
+        if (run / "checkpoints").exists():
+            assert all(find_damage(c) is None for c in list_checkpoints(run / "checkpoints"))
+    result = unmask("rl", recipe, f"run.dir={run}", *(["--resume"] if (run / "recipe.toml").exists() else []))
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_signals_finish_the_step_and_save(reference, tmp_path, name, code) -> None:
+    recipe, run = write_recipe(tmp_path, "rl", RL), tmp_path / "run"
+    process = start("rl", recipe, f"run.dir={run}")
+    wait_for_lines(run / "metrics.jsonl", 2)
+    process.send_signal(getattr(signal, name))
+    out, err = process.communicate(timeout=60)
+    if process.returncode != 0:  # it may have been at its last step already
+        assert process.returncode == code, err
+        assert f"{name}: stopped after step " in out
+        assert "Traceback" not in err
+        steps = len([r for r in (run / "metrics.jsonl").read_text().splitlines() if "reward_mean" in r])
+        assert newest_valid(run / "checkpoints")[0].name == f"step-{steps:08d}"  # nothing of the finished step is lost
+        assert unmask("rl", recipe, f"run.dir={run}", "--resume").returncode == 0
+    assert_same_end(reference, run)
+
+
+def wait_for_lines(file: Path, num: int) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if file.exists() and len(file.read_bytes().splitlines()) >= num:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"{file} never had {num} lines")
+
+
+@pytest.fixture
+def half_done(tmp_path) -> tuple[Path, Path]:
+    """An SFT run that stopped after 4 of 6 steps."""
+    recipe = write_recipe(tmp_path, "sft", SFT)
+    result = unmask("sft", recipe, f"run.dir={tmp_path / 'run'}", "train.max_steps=4")
+    assert result.returncode == 0, result.stderr
+    return recipe, tmp_path / "run"
+
+
+def test_resume_takes_the_newest_valid_and_says_what_it_skipped(half_done, tmp_path) -> None:
+    recipe, run = half_done
+    newest = list_checkpoints(run / "checkpoints")[-1]
+    data = bytearray((newest / "model.safetensors").read_bytes())
+    data[-5] ^= 1
+    (newest / "model.safetensors").write_bytes(data)
+    result = unmask("sft", recipe, f"run.dir={run}", "--resume")
+    assert result.returncode == 0, result.stderr
+    assert f"{newest}: skipped, the checksum of model.safetensors does not match" in result.stderr
+    assert "resuming after step 2" in result.stderr
+    whole = tmp_path / "whole"
+    assert unmask("sft", recipe, f"run.dir={whole}").returncode == 0
+    assert_same_end(whole, run)
+
+
+def test_resume_refuses_another_recipe(half_done) -> None:
+    recipe, run = half_done
+    result = unmask("sft", recipe, f"run.dir={run}", "optimizer.lr=0.5", "--resume")
+    assert result.returncode == 2
+    assert result.stderr.endswith("cannot resume, optimizer.lr was 0.003 and is now 0.5; use another run.dir\n")
+
+
+def test_a_run_folder_is_not_overwritten(half_done) -> None:
+    recipe, run = half_done
+    before = sorted(p.name for p in run.rglob("*"))
+    result = unmask("sft", recipe, f"run.dir={run}")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "is not empty; continue that run with --resume" in result.stderr
+    assert sorted(p.name for p in run.rglob("*")) == before
+
+
+def test_finished_runs_stay_finished(half_done) -> None:
+    recipe, run = half_done
+    before = (run / "metrics.jsonl").read_bytes()
+    result = unmask("sft", recipe, f"run.dir={run}", "train.max_steps=4", "--resume")
+    assert result.returncode == 0, result.stderr
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_old_checkpoints_are_dropped(half_done) -> None:
+    assert [c.name for c in list_checkpoints(half_done[1] / "checkpoints")] == ["step-00000002", "step-00000004"]
+    unmask("sft", half_done[0], f"run.dir={half_done[1]}", "--resume")
+    assert [c.name for c in list_checkpoints(half_done[1] / "checkpoints")] == ["step-00000004", "step-00000006"]

@@ -1,0 +1,125 @@
+"""The Trainer: accumulation changes nothing, the optimizer lives, schedules, non-finite gradients."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+
+from tests.conftest import make_model
+from tests.objectives.test_objectives import demonstrations
+from unmask.config.schema import OptimizerConfig
+from unmask.errors import UnmaskError
+from unmask.objectives.rows import target_logits
+from unmask.objectives.semi_ar import SemiAR
+from unmask.train.optimizer import learning_rate
+from unmask.train.trainer import Trainer
+
+
+def make_trainer(max_tokens: int = 10**6, **config) -> tuple[Trainer, SemiAR]:
+    model = make_model()
+    optimizer = OptimizerConfig(**{"lr": 1e-2, **config})
+    trainer = Trainer(model, optimizer, max_optimizer_steps=10, max_tokens_per_micro_batch=max_tokens)
+    return trainer, SemiAR(SemiAR.Options(), model.spec, 0)
+
+
+def step(trainer: Trainer, objective: SemiAR, num: int = 7) -> dict[str, float]:
+    rows = objective.rows(demonstrations(num))
+    return trainer.update(rows, lambda batch: objective.loss(target_logits(trainer.model, batch, trainer.backend), batch))
+
+
+@pytest.mark.parametrize("max_tokens", [1, 60, 130])
+def test_accumulation_changes_nothing(max_tokens: int) -> None:
+    """7 rows in one batch, one by one, and in uneven parts with a tail: same loss, same gradient norm, same weights."""
+    whole, split = make_trainer(), make_trainer(max_tokens)
+    rows = split[1].rows(demonstrations(7))
+    assert len(split[0].batches(rows)) > 1
+    a, b = step(*whole), step(*split)
+    assert b["loss"] == pytest.approx(a["loss"], abs=1e-6)
+    assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-5)
+    for p, q in zip(whole[0].model.parameters(), split[0].model.parameters(), strict=True):
+        # Adam's first step is lr * sign(gradient): entries whose gradient is rounding noise may differ by 2 lr.
+        close = (p - q).abs() <= 1e-5
+        assert close.float().mean() > 0.999
+
+
+def test_optimizer_lives_across_steps() -> None:
+    trainer, objective = make_trainer()
+    for _ in range(3):
+        step(trainer, objective)
+    state = trainer.optimizer.state[trainer.model.embed_tokens.weight]
+    assert state["step"].item() == 3
+    assert trainer.optimizer_step == 3
+
+
+def test_state_dict_continues_exactly() -> None:
+    trainer, objective = make_trainer()
+    step(trainer, objective)
+    weights, state = copy.deepcopy(trainer.model.state_dict()), copy.deepcopy(trainer.state_dict())
+    step(trainer, objective)
+    other, _ = make_trainer()
+    other.model.load_state_dict(weights)
+    other.load_state_dict(state)
+    step(other, objective)
+    assert all(torch.equal(p, q) for p, q in zip(trainer.model.parameters(), other.model.parameters(), strict=True))
+
+
+def test_gradients_are_clipped() -> None:
+    trainer, objective = make_trainer(max_grad_norm=1e-3)
+    seen = []
+    original = trainer.optimizer.step
+    trainer.optimizer.step = lambda: (seen.append(total_norm(trainer.model)), original())[1]  # type: ignore[method-assign]
+    stats = step(trainer, objective)
+    assert stats["grad_norm"] > 1e-2  # reported before clipping
+    assert seen[0] == pytest.approx(1e-3, rel=1e-3)
+
+
+def total_norm(model) -> float:
+    return math.sqrt(sum(p.grad.square().sum().item() for p in model.parameters()))
+
+
+def test_non_finite_gradients_stop_before_the_weights_change() -> None:
+    trainer, objective = make_trainer()
+    before = copy.deepcopy(trainer.model.state_dict())
+    rows = objective.rows(demonstrations(3))
+    rows[0].values["weight"] = rows[0].values["weight"] * float("nan")
+    with pytest.raises(UnmaskError, match="optimizer step 0: the gradient is not finite"):
+        trainer.update(rows, lambda b: objective.loss(target_logits(trainer.model, b, trainer.backend), b))
+    assert all(torch.equal(v, before[k]) for k, v in trainer.model.state_dict().items())
+
+
+def test_weight_decay_spares_norms() -> None:
+    trainer, _ = make_trainer(weight_decay=0.1)
+    for group in trainer.optimizer.param_groups:
+        for p in group["params"]:
+            assert group["weight_decay"] == (0.1 if p.dim() > 1 else 0.0)
+    assert sum(len(g["params"]) for g in trainer.optimizer.param_groups) == len(list(trainer.model.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]),
+        ("linear", [0.25, 0.5, 0.75, 1.0, 1.0, 0.1]),
+        ("cosine", [0.25, 0.5, 0.75, 1.0, 1.0, 0.1]),
+    ],
+)
+def test_learning_rate(schedule: str, expected: list[float]) -> None:
+    config = OptimizerConfig(lr=1.0, warmup_steps=4, lr_schedule=schedule, final_lr_ratio=0.1)
+    assert [learning_rate(config, s, 24) for s in (0, 1, 2, 3, 4, 24)] == pytest.approx(expected)
+    halfway = {"constant": 1.0, "linear": 0.55, "cosine": 0.55}[schedule]
+    assert learning_rate(config, 14, 24) == pytest.approx(halfway)
+
+
+def test_bfloat16_autocast_trains() -> None:
+    model = make_model()
+    config = OptimizerConfig(lr=1e-2)
+    trainer = Trainer(model, config, max_optimizer_steps=9, max_tokens_per_micro_batch=10**6, precision="bfloat16")
+    objective = SemiAR(SemiAR.Options(), model.spec, 0)
+    losses = [step(trainer, objective)["loss"] for _ in range(5)]
+    exact = step(*make_trainer())["loss"]
+    assert losses[0] == pytest.approx(exact, rel=0.02)
+    assert losses[-1] < losses[0]
+    assert all(p.dtype == torch.float32 for p in model.parameters())
