@@ -22,6 +22,22 @@ def describe_os_error(error: OSError, path: Path | str) -> UnmaskError:
     return UnmaskError(f"{path}: {error.strerror or error}")
 
 
+def describe_write_error(error: Exception, path: Path) -> Exception:
+    """What to raise for an error while writing below `path`.
+
+    Libraries that write in C++ or Rust report a full disk as errors of their own kind: then the free space tells.
+    """
+    if isinstance(error, OSError):
+        return describe_os_error(error, path)
+    if isinstance(error, UnmaskError):
+        return error
+    try:
+        is_full = shutil.disk_usage(path.parent).free < 2**20
+    except OSError:
+        is_full = False
+    return describe_os_error(OSError(errno.ENOSPC, ""), path) if is_full else error
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes to a temporary name beside `path`, syncs and renames. Raises `UnmaskError` for a full disk and the like."""
     with new_file(path) as temporary:
@@ -37,8 +53,8 @@ def new_file(path: Path) -> Iterator[Path]:
         yield temporary
         _sync(temporary)
         os.replace(temporary, path)
-    except OSError as error:
-        raise describe_os_error(error, path) from error
+    except Exception as error:
+        raise describe_write_error(error, path) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -66,8 +82,8 @@ def new_folder(path: Path) -> Iterator[Path]:
         else:
             os.rename(temporary, path)
         _sync(path.parent)
-    except OSError as error:
-        raise describe_os_error(error, path) from error
+    except Exception as error:
+        raise describe_write_error(error, path) from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -34,10 +34,3 @@ def test_named_files(page: Path) -> None:
     """`src/...`, `tests/...` and so on in backticks; capitals stand for a name to be chosen."""
     named = re.findall(r"`((?:src|tests|docs|recipes|scripts)/[\w./-]*)`", without_code(page))
     assert [name for name in named if "NAME" not in name and not (ROOT / name).exists()] == []
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_lines_are_not_endless(page: Path) -> None:
-    """Prose is wrapped; tables, code and addresses may be longer."""
-    lines = without_code(page).splitlines()
-    assert [line for line in lines if len(line) > 140 and not line.startswith(("|", "    "))] == []

@@ -1,0 +1,192 @@
+"""The command line as a user meets it: help without torch, one line for every mistake, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.recipes import RL, SFT, unmask, write_recipe
+from unmask.train.checkpoint import list_checkpoints
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A finished RL run on top of an SFT run."""
+    folder = tmp_path_factory.mktemp("trained")
+    sft, rl = write_recipe(folder, "sft", SFT), write_recipe(folder, "rl", RL)
+    assert unmask("sft", sft, f"run.dir={folder / 'sft'}").returncode == 0
+    words = ["model.preset=''", f"model.path={folder / 'sft'}", "train.max_steps=3"]
+    result = unmask("rl", rl, f"run.dir={folder / 'rl'}", *words)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def test_help_is_quick_and_loads_no_torch() -> None:
+    code = "import sys; from unmask.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    check = "sys.exit('torch' in sys.modules)"
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code + check], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    for command in ("quickstart", "sft", "rl", "eval", "generate", "view"):
+        assert command in done.stdout
+    assert time.monotonic() - start < 5  # a machine under load; alone it is 0.1 s
+
+
+@pytest.mark.parametrize("command", ["quickstart", "sft", "rl", "eval", "generate", "view"])
+def test_every_command_explains_itself(command) -> None:
+    result = unmask(command, "--help")
+    assert (result.returncode, "Usage" in result.stdout) == (0, True)
+
+
+def test_dry_run_prints_a_recipe_that_loads(tmp_path) -> None:
+    recipe = write_recipe(tmp_path, "sft", SFT)
+    printed = unmask("sft", recipe, "optimizer.lr=0.25", f"run.dir={tmp_path / 'x'}", "--dry-run").stdout
+    resolved = tomllib.loads(printed)
+    assert resolved["optimizer"]["lr"] == 0.25
+    assert resolved["objective"]["options"]["max_rate"] == 0.9  # defaults of the named part are there too
+    assert not (tmp_path / "x").exists()
+    again = unmask("sft", write_recipe(tmp_path, "again", printed), "--dry-run").stdout
+    assert again == printed
+
+
+def test_run_folder_holds_everything(trained) -> None:
+    run = trained / "rl"
+    assert {"recipe.toml", "versions.json", "metrics.jsonl", "timings.jsonl", "checkpoints"} <= {p.name for p in run.iterdir()}
+    newest = list_checkpoints(run / "checkpoints")[-1]
+    assert {"config.json", "model.safetensors", "tokenizer.json", "manifest.json"} <= {p.name for p in newest.iterdir()}
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert {"reward_mean", "kl", "clip_share", "tokens_per_forward", "response_length", "grad_norm"} <= records[0].keys()
+    assert "eval/accuracy" in records[-1]
+
+
+def test_eval_of_a_run_uses_its_own_source(trained, tmp_path) -> None:
+    words = ["num_examples=6", "modes.static.max_new_tokens=12", "modes.dynamic.max_new_tokens=12"]
+    result = unmask("eval", trained / "rl", *words, "--output", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["source"]["options"]["max_operations"] == 2
+    for mode in ("static", "dynamic"):
+        assert results["modes"][mode]["num_examples"] == 6
+        assert results["modes"][mode]["sampling"]["max_new_tokens"] == 12  # decode settings are recorded
+        assert mode in result.stdout
+        lines = (tmp_path / "out" / f"traces-{mode}.jsonl").read_text().splitlines()
+        assert len(lines) == 6
+    again = unmask("eval", trained / "rl", *words, "--output", tmp_path / "again")
+    assert again.returncode == 0
+    for name in ("traces-static.jsonl", "traces-dynamic.jsonl"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+def test_generate_and_view(trained, tmp_path) -> None:
+    result = unmask("generate", trained / "rl", "max_new_tokens=8", "--prompt", "1+2=?", "--prompt", "3*3=?", "seed=4")
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.splitlines()) == 2
+    assert "2 answers" in result.stderr
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"question": "1+2=?"}\n{"question": "5-1=?"}\n')
+    traces = tmp_path / "traces.jsonl"
+    result = unmask("generate", trained / "rl", "max_new_tokens=8", "--input", rows, "--output", traces)
+    assert (result.returncode, result.stdout.strip()) == (0, str(traces))
+    result = unmask("view", traces)
+    assert (result.returncode, result.stdout.strip()) == (0, str(tmp_path / "traces.html"))
+    assert "<html" in (tmp_path / "traces.html").read_text()
+
+
+def bad(tmp_path: Path, trained: Path) -> dict[str, tuple[list, str]]:
+    sft = write_recipe(tmp_path, "sft", SFT)
+    truncated = tmp_path / "truncated"
+    shutil.copytree(list_checkpoints(trained / "sft" / "checkpoints")[-1], truncated)
+    weights = (truncated / "model.safetensors").read_bytes()
+    (truncated / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    (tmp_path / "rows.jsonl").write_text('{"question": "1+1=?"}\n{"question": \n')
+    (tmp_path / "traces.jsonl").write_text('{"canvas_ids": [1]}\n')
+    (tmp_path / "file").write_text("")
+    rl = trained / "rl"
+    return {
+        "misspelt key": (["sft", sft, "train.max_step=3"], "unknown key 'train.max_step'; the nearest known key is 'train.max_steps'"),
+        "wrong type": (["sft", sft, "train.max_steps=many"], "train.max_steps: Input should be a valid integer, found 'many'"),
+        "missing recipe": (["sft", tmp_path / "no.toml"], "no.toml: no such recipe file"),
+        "no recipe": (["sft"], "Missing parameter: words"),
+        "missing model folder": (["eval", tmp_path / "no", "source.name=chained_arithmetic"], "no such folder"),
+        "model is a file": (["generate", tmp_path / "file", "--prompt", "1"], "is a file; a model is a folder"),
+        "truncated weights": (["generate", truncated, "--prompt", "1+1=?"], "not a complete safetensors file"),
+        "malformed JSON line": (["generate", rl, "--input", tmp_path / "rows.jsonl"], "rows.jsonl:2: not valid JSON"),
+        "malformed trace": (["view", tmp_path / "traces.jsonl"], "traces.jsonl:1: "),
+        "missing traces": (["view", tmp_path / "no.jsonl"], "no.jsonl: no such file"),
+        "device not there": (["sft", sft, "run.device=cuda:7"], "device 'cuda:7' cannot be used"),
+        "device nonsense": (["sft", sft, "run.device=abacus"], "device 'abacus' cannot be used"),
+        "unknown source": (["sft", sft, "source.name=web"], "unknown source 'web'; known: chained_arithmetic, jsonl"),
+        "unknown option": (["sft", sft, "source.options.slip=1"], "source.options: unknown key 'slip'; the nearest known key is 'slip_rate'"),
+        "unknown strategy": (["generate", rl, "--prompt", "1", "remasking_strategy=best"], "unknown remasking_strategy 'best'"),
+        "unknown preset": (["sft", sft, "model.preset=gpt/tiny"], "unknown model preset 'gpt/tiny'; known: sdar/tiny"),
+        "unknown backend": (["sft", sft, "run.attention_backend=x"], "unknown attention backend 'x'; known: auto, dense, flex"),
+        "unmeasured stop": (["sft", sft, "stop.metric=bleu", "train.max_steps=3"], "stop.metric 'bleu' is not measured"),
+        "resume nothing": (["sft", sft, f"run.dir={tmp_path / 'none'}", "--resume"], "nothing to resume here"),
+        "no prompts": (["generate", rl], "give prompts either with --prompt or with --input"),
+        "no source": (["eval", truncated], "key 'source' is missing"),
+        "unknown command": (["train"], "No such command 'train'"),
+        "folder not writable": (["sft", sft, f"run.dir={tmp_path / 'file' / 'run'}"], "Not a directory"),
+    }  # fmt: skip
+
+
+CASES = (
+    "misspelt key", "wrong type", "missing recipe", "no recipe", "missing model folder", "model is a file", "truncated weights",
+    "malformed JSON line", "malformed trace", "missing traces", "device not there", "device nonsense", "unknown source",
+    "unknown option", "unknown strategy", "unknown preset", "unknown backend", "unmeasured stop", "resume nothing", "no prompts",
+    "no source", "unknown command", "folder not writable",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_mistakes_are_one_line_and_exit_2(case, trained, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words, message = bad(tmp_path, trained)[case]
+    before = set(tmp_path.rglob("*"))
+    result = unmask(*words)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    if case != "unmeasured stop":  # the only one that shows after the run began
+        assert set(tmp_path.rglob("*")) == before  # nothing half-written
+
+
+def test_cases_are_all_listed(trained, tmp_path) -> None:
+    assert set(bad(tmp_path, trained)) == set(CASES)
+
+
+@pytest.fixture
+def tiny_disk(tmp_path):
+    """A file system of 3 MB (a checkpoint takes 5)."""
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(mount)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+    yield mount
+    subprocess.run(["umount", "-l", str(mount)], check=True)
+
+
+def test_disk_full_while_saving(tiny_disk, tmp_path) -> None:
+    result = unmask("sft", write_recipe(tmp_path, "sft", SFT), f"run.dir={tiny_disk / 'run'}")
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith("error: ")
+    assert "step-00000002: the disk is full" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert list((tiny_disk / "run" / "checkpoints").iterdir()) == []  # not even a temporary folder
+
+
+def test_disk_full_while_logging(tiny_disk, tmp_path) -> None:
+    filler = tiny_disk / "filler"
+    with open(filler, "wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+        all(file.write(b"x" * 4096) for _ in range(2000))
+    result = unmask("sft", write_recipe(tmp_path, "sft", SFT), f"run.dir={tiny_disk / 'run'}")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "the disk is full" in result.stderr
