@@ -49,9 +49,9 @@ def evaluate(
     model.eval()
     groups = make_rollouts(model, tokenizer, examples, params, reward, seed_keys=("eval",), max_batch_size=max_batch_size)
     rollouts = [group.rollouts[0] for group in groups]
-    n = len(rollouts)
-    accuracy = sum(r.reward for r in rollouts) / n
-    variance = sum((r.reward - accuracy) ** 2 for r in rollouts) / max(1, n - 1)
+    rewards, n = [float(r.reward or 0.0) for r in rollouts], len(rollouts)
+    accuracy = sum(rewards) / n
+    variance = sum((reward - accuracy) ** 2 for reward in rewards) / max(1, n - 1)
     num_tokens = sum(r.trace.num_response_tokens for r in rollouts)
     return Evaluation(
         accuracy=accuracy,

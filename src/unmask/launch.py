@@ -92,7 +92,7 @@ def open_model(config: ModelConfig, source: Plugin, run: RunConfig, scratch: Pat
 
 def start(recipe: SftRecipe | RlRecipe, *, resume: bool = False, title: str = "") -> Outcome:
     """Runs a recipe to its end (or its interruption). Raises `UnmaskError` before anything is computed for bad input."""
-    recipe = resolve(recipe)  # type: ignore[assignment]
+    recipe = resolve(recipe)
     kind = "sft" if isinstance(recipe, SftRecipe) else "rl"
     if recipe.run.num_threads:
         torch.set_num_threads(recipe.run.num_threads)

@@ -73,9 +73,9 @@ def test_every_block_is_of_a_kind_that_is_run() -> None:
     assert {block.language for block in BLOCKS} == {"bash", "python"}
 
 
-@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "bash"], ids=lambda b: f"line {b.line}")
-def test_commands(block, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for words in commands(block):
+def test_commands(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All commands, in order; then the files that the README speaks of are there."""
+    for words in COMMANDS:
         match words:
             case ["make", *targets]:
                 check_make_targets(targets)
@@ -89,6 +89,12 @@ def test_commands(block, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             case _:
                 pytest.fail(f"no test runs {words}")
 
+    for name in ("traces.jsonl", "traces.html", "compared.html", "evaluation/results.json"):
+        assert (folder / name).stat().st_size > 0
+    sft, rl = (tomllib.loads((folder / "runs" / name / "recipe.toml").read_text()) for name in ("terse-sft", "terse-rl"))
+    assert sft["source"]["options"]["terse_rate"] == 0.5
+    assert rl["train"]["max_steps"] == len((folder / "runs/terse-rl/timings.jsonl").read_text().splitlines()) == 40
+
 
 def test_the_first_command_in_a_process_of_its_own(folder: Path) -> None:
     words = next(words for words in COMMANDS if words[:2] == ["unmask", "generate"])
@@ -97,16 +103,6 @@ def test_the_first_command_in_a_process_of_its_own(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 1
     assert "tokens per forward" in done.stderr
-
-
-def test_what_the_commands_write_is_there(folder: Path) -> None:
-    """After the commands: the files that the README speaks of."""
-    for name in ("traces.jsonl", "traces.html", "compared.html", "evaluation/results.json", "runs/terse-rl/recipe.toml"):
-        assert (folder / name).stat().st_size > 0
-    recipe = tomllib.loads((folder / "runs/terse-rl/recipe.toml").read_text())
-    assert recipe["train"]["max_steps"] == 40
-    assert len((folder / "runs/terse-rl/timings.jsonl").read_text().splitlines()) == 40
-    assert tomllib.loads((folder / "runs/terse-sft/recipe.toml").read_text())["source"]["options"]["terse_rate"] == 0.5
 
 
 def test_python(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,9 +31,7 @@ def test_every_series_has_its_own_dashes_and_marker():
     page = render_chart(Chart("t", "x", "y", series), "c")
     curves = re.findall(r'<path class="series series-(\d)" stroke-dasharray="([^"]*)" d="M56', page)
     assert len({dash for _, dash in curves}) == 4
-    shapes = {
-        re.sub(r"[\d. ]+", "", d) for d in re.findall(r'<path class="marker series-\d" d="([^"]*)"><title>', page)
-    }
+    shapes = {re.sub(r"[\d. ]+", "", d) for d in re.findall(r'<path class="marker series-\d" d="([^"]*)"><title>', page)}
     assert len(shapes) == 4
 
 
@@ -59,9 +57,7 @@ def test_stops_hold_every_x_of_every_series():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "series", [[], [Series("s", [], [])], [Series("s", [3], [2])], [Series("s", [1, 2], [math.nan] * 2)]]
-)
+@pytest.mark.parametrize("series", [[], [Series("s", [], [])], [Series("s", [3], [2])], [Series("s", [1, 2], [math.nan] * 2)]])
 def test_little_or_no_data_still_makes_a_chart(series):
     page = render_chart(Chart("t", "x", "y", series), "c")
     assert page.startswith('<figure class="chart">')

@@ -245,8 +245,7 @@ def test_pages_never_scroll_sideways(browser, make_record, pair, report, width):
     wide = make_record("q1", pieces=["x" * 200, " word", "y" * 90, "z"], prompt_text="q" * 300)
     pages = [report, render_player([pair[0]], "T" * 80, [pair[1]]), render_player([wide], "Wide")]
     frames = "".join(
-        f'<iframe style="width:{width}px;height:700px;border:0" srcdoc="{html.escape(page)}"></iframe>'
-        for page in pages
+        f'<iframe style="width:{width}px;height:700px;border:0" srcdoc="{html.escape(page)}"></iframe>' for page in pages
     )
     outcome = browser.run(
         f"<!doctype html><html><head><title>frames</title></head><body>{frames}</body></html>",

@@ -137,8 +137,7 @@ def test_every_text_of_a_report_is_escaped(make_record):
 def test_report_parts_in_order_and_empty_parts_left_out(report):
     page = render_report(report)
     places = [
-        page.index(f">{word}<")
-        for word in ("Headline.", "96 %", "Before and after", "Curves", "Watch it decode", "Recipe")
+        page.index(f">{word}<") for word in ("Headline.", "96 %", "Before and after", "Curves", "Watch it decode", "Recipe")
     ]
     assert places == sorted(places)
     bare = render_report(Report("Bare", ["Only words."]))

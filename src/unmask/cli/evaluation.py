@@ -10,8 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from unmask.cli.training import split_words
-from unmask.config import EvalRecipe, load_recipe, to_toml
-from unmask.config.load import read_toml
+from unmask.config import EvalRecipe, load_recipe, read_toml, to_toml
 from unmask.errors import UnmaskError
 from unmask.files import write_text
 

@@ -18,7 +18,8 @@ def split_words(words: list[str]) -> tuple[list[Path], list[str]]:
 def train(kind: str, words: list[str], resume: bool, dry_run: bool) -> int:
     """Runs a recipe; returns the exit code (0, or 128 + the signal's number when interrupted)."""
     files, overrides = split_words(words)
-    recipe = load_recipe(SftRecipe if kind == "sft" else RlRecipe, files, overrides)
+    recipe: SftRecipe | RlRecipe
+    recipe = load_recipe(SftRecipe, files, overrides) if kind == "sft" else load_recipe(RlRecipe, files, overrides)
     if resume and not recipe.run.dir:
         raise UnmaskError("--resume needs run.dir (run.dir=FOLDER)")
     from unmask.launch import resolve, start

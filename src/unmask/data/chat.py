@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import WordLevel
@@ -35,7 +36,7 @@ class ChatTokenizer:
         """From a model folder, without remote code. Raises `UnmaskError`."""
         try:
             # AutoTokenizer is only for folders without tokenizer.json: it also reads config.json and warns of our families.
-            kind = PreTrainedTokenizerFast if (Path(folder) / "tokenizer.json").exists() else AutoTokenizer
+            kind: Any = PreTrainedTokenizerFast if (Path(folder) / "tokenizer.json").exists() else AutoTokenizer
             tokenizer = kind.from_pretrained(str(folder), trust_remote_code=False)
         except Exception as error:  # the library raises many kinds; all mean "not a usable tokenizer"
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -68,7 +69,7 @@ class ChatTokenizer:
 
     def prompt_ids(self, example: Example) -> list[int]:
         """Token ids of the conversation, up to where the assistant starts to write."""
-        return self._template(list(example.messages), add_generation_prompt=True)
+        return self._template(example.messages, add_generation_prompt=True)
 
     def response_ids(self, example: Example) -> list[int]:
         """Token ids of the demonstration, its end-of-turn token included."""
@@ -80,19 +81,21 @@ class ChatTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text without special tokens."""
-        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """Each token as text, special tokens included."""
-        return [self.tokenizer.decode([i]) for i in ids]
+        return [str(self.tokenizer.decode([i])) for i in ids]
 
-    def _template(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> list[int]:
-        text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, tokenize=False)
-        return self.encode(text)
+    def _template(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> list[int]:
+        text = self.tokenizer.apply_chat_template(
+            [dict(m) for m in messages], add_generation_prompt=add_generation_prompt, tokenize=False
+        )
+        return self.encode(str(text))
 
     def _find_turn_end(self) -> int:
         """The token the template writes after an assistant's turn."""
-        marker = self.tokenizer.decode([self.encode("0")[0]])
+        marker = str(self.tokenizer.decode([self.encode("0")[0]]))
         turn = [{"role": "user", "content": marker}, {"role": "assistant", "content": marker}]
         ids = self._template(turn, add_generation_prompt=False)
         last = len(ids) - 1 - ids[::-1].index(self.encode(marker)[-1])

@@ -63,7 +63,7 @@ def load_model(
     model.tie_weights()
     model.config = config
 
-    wanted = {family.to_checkpoint_name(name): p for name, p in model.named_parameters()}
+    wanted: dict[str, torch.Tensor] = {family.to_checkpoint_name(name): p for name, p in model.named_parameters()}
     if model.spec.is_tied:
         # Some tools store a tied head all the same; it is redundant.
         wanted[family.to_checkpoint_name("lm_head.weight")] = model.embed_tokens.weight

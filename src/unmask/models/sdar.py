@@ -5,6 +5,7 @@ Per-head RMSNorm on queries and keys, explicit head_dim, grouped-query attention
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unmask.errors import UnmaskError
@@ -13,9 +14,9 @@ from unmask.models.spec import ModelSpec
 
 class SDAR:
     name = "sdar"
-    model_types = ("sdar",)
-    architectures = ("SDARForCausalLM",)
-    presets: dict[str, dict[str, Any]] = {  # noqa: RUF012 (a constant of the family)
+    model_types: Sequence[str] = ("sdar",)
+    architectures: Sequence[str] = ("SDARForCausalLM",)
+    presets: Mapping[str, dict[str, Any]] = {  # noqa: RUF012 (a constant of the family)
         "tiny": {
             "architectures": ["SDARForCausalLM"], "model_type": "sdar", "block_size": 4,
             "hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -41,9 +42,9 @@ class ModelFamily(Protocol):
     """
 
     name: str
-    model_types: tuple[str, ...]  # values of config["model_type"]
-    architectures: tuple[str, ...]  # values in config["architectures"]
-    presets: dict[str, dict[str, Any]]  # size name -> config of a randomly initialised model
+    model_types: Sequence[str]  # values of config["model_type"]
+    architectures: Sequence[str]  # values in config["architectures"]
+    presets: Mapping[str, dict[str, Any]]  # size name -> config of a randomly initialised model
 
     def spec(self, config: dict[str, Any]) -> ModelSpec:
         """Reads a config. Raises `UnmaskError` naming the key that is missing or unsupported."""

@@ -85,7 +85,7 @@ class SemiAR:
         position = blocks[:, None] * b + np.arange(b)
         is_masked = is_drawn & (position >= num_prompt)
         is_target = is_masked & (position < end)
-        keep = is_target.any(-1)  # [copies, blocks]; a copy without a target teaches nothing
+        keep = np.any(is_target, axis=-1)  # [copies, blocks]; a copy without a target teaches nothing
         if not keep.any():
             return None
         block_index, copy_index = keep.T.nonzero()

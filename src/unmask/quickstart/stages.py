@@ -56,7 +56,7 @@ def run_quickstart(seed: int, folder: Path, settings: list[str]) -> int:
         checkpoint = "(the stage before)"
 
     checkpoints: list[Path] = []
-    for (name, kind, title), recipe in zip(STAGES, recipes, strict=True):
+    for (name, _, title), recipe in zip(STAGES, recipes, strict=True):
         if checkpoints:
             model = recipe.model.model_copy(update={"path": str(checkpoints[-1])})
             recipe = recipe.model_copy(update={"model": model})
@@ -77,16 +77,17 @@ def run_quickstart(seed: int, folder: Path, settings: list[str]) -> int:
                 folder / f"{name}.json",
                 json.dumps(measure(path, recipes[2], folder / f"{name}.jsonl"), indent=2) + "\n",
             )
-    results = {
+    seconds = time.monotonic() - begin
+    results: dict[str, Any] = {
         "seed": seed,
-        "seconds": round(time.monotonic() - begin, 1),
+        "seconds": round(seconds, 1),
         "before": read_json(folder / "before.json"),
         "after": read_json(folder / "after.json"),
     }
     write_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
     page = write_report(folder, [name for name, _, _ in STAGES], results)
     _print_table(results)
-    console.print(f"took {format_seconds(results['seconds'])}; open the report in a browser:")
+    console.print(f"took {format_seconds(seconds)}; open the report in a browser:")
     print(page)
     return 0
 
