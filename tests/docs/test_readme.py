@@ -24,6 +24,7 @@ from tests.docs.blocks import ROOT, code_blocks, commands
 from unmask.cli.main import app
 from unmask.config import RlRecipe, SftRecipe, load_recipe
 from unmask.launch import start
+from unmask.quickstart.stages import NUM_QUESTIONS
 
 README = ROOT / "README.md"
 BLOCKS = code_blocks(README)
@@ -129,6 +130,15 @@ def test_every_command_and_public_name_is_shown() -> None:
 def test_markers_of_the_measured_table() -> None:
     markers = ["<!-- quickstart-table -->", "<!-- /quickstart-table -->"]
     assert re.findall(r"<!-- /?quickstart-table -->", README.read_text()) == markers
+
+
+def test_what_is_said_of_the_quickstart() -> None:
+    """The numbers in the text are those of its recipes."""
+    text = " ".join(README.read_text().split())
+    sloppy = tomllib.loads((RECIPES / "2-sft-sloppy.toml").read_text())["source"]["options"]
+    assert "one step in eight is wrong, three demonstrations in ten skip the steps" in text
+    assert (sloppy["slip_rate"], sloppy["terse_rate"]) == (0.12, 0.3)
+    assert f"on {NUM_QUESTIONS} held-out questions" in text
 
 
 def check_make_targets(words: list[str]) -> None:
