@@ -61,7 +61,7 @@ class ChatTokenizer:
                 mask_token=MASK,
                 additional_special_tokens=[USER, ASSISTANT],
                 chat_template=_TINY_TEMPLATE,
-            )  # fmt: skip
+            )
         )
 
     def save(self, folder: Path) -> None:

@@ -16,7 +16,7 @@ class SDAR:
     name = "sdar"
     model_types: Sequence[str] = ("sdar",)
     architectures: Sequence[str] = ("SDARForCausalLM",)
-    presets: Mapping[str, dict[str, Any]] = {  # noqa: RUF012 (a constant of the family)
+    presets: Mapping[str, dict[str, Any]] = {
         "tiny": {
             "architectures": ["SDARForCausalLM"], "model_type": "sdar", "block_size": 4,
             "hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4,

@@ -65,8 +65,8 @@ def _words(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
         f"of {speed[0]:.2f} tokens per forward pass."
     )
     story = (
-        "The task is chained arithmetic modulo 10: the model writes one step per operation and boxes the result. It was first "
-        "taught short problems, then longer ones by a sloppy teacher who slips in one step of eight and skips the steps in "
+        "The task is chained arithmetic modulo 10: the model writes one step per operation and boxes the result. It was "
+        "first taught short problems, then longer ones by a sloppy teacher who slips in one step of eight and skips the steps in "
         "three of ten demonstrations. TraceRL then rewarded right answers only, and trained the model on its own traces: "
         "the order in which it really unmasked its tokens."
     )
@@ -87,9 +87,9 @@ def _words(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
         )
     else:
         verdict = (
-            f"Was it more than sharper sampling? {facts} Where a right answer was already among the samples, RL made it likely: "
-            "sharper sampling is not new reasoning. Only the rise of the greedy answers goes beyond it: there the model dropped "
-            "habits of the sloppy teacher that had become its first choice."
+            f"Was it more than sharper sampling? {facts} Where a right answer was already among the samples, RL made it "
+            "likely: sharper sampling is not new reasoning. Only the rise of the greedy answers goes beyond it: there the model "
+            "dropped habits of the sloppy teacher that had become its first choice."
         )
     return [headline, story, changed, verdict]
 

@@ -1,0 +1,91 @@
+"""The quickstart's machinery on stages of two steps; whether it learns is for `make test-slow` (test_bar.py)."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.recipes import unmask
+from unmask.quickstart import stages
+from unmask.quickstart.report import _words
+from unmask.viewer import load_records
+
+SETTINGS = (
+    "train.max_steps=2", "eval.every_steps=1", "eval.num_examples=4", "eval.sampling.max_new_tokens=8",
+    "optimizer.warmup_steps=0", "checkpoint.every_steps=1", "run.device=cpu",
+)  # fmt: skip
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A handful of questions, short answers, small batches."""
+    for name, value in (("NUM_QUESTIONS", 6), ("NUM_PLAYED", 3), ("NUM_PASS_QUESTIONS", 2), ("PASS_K", 2)):
+        monkeypatch.setattr(stages, name, value)
+    modes = {name: params.model_copy(update={"max_new_tokens": 8}) for name, params in stages.MODES.items()}
+    monkeypatch.setattr(stages, "MODES", modes)
+
+
+def test_all_stages_and_the_report(small, tmp_path) -> None:
+    folder = tmp_path / "q"
+    result = unmask("quickstart", "--dir", folder, "--seed", "3", *SETTINGS)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("NOT reached within the limit of steps") == 3  # a missed target is said
+    assert result.stdout.strip().endswith("report.html")
+    results = json.loads((folder / "results.json").read_text())
+    assert results["seed"] == 3
+    for when in ("before", "after"):
+        assert {"dynamic", "dynamic_greedy", "static_greedy", "pass_at_k", "skipped_steps"} <= results[when].keys()
+        assert len(load_records(folder / f"{when}.jsonl")) == 3
+    questions = [[r.prompt_text for r in load_records(folder / f"{when}.jsonl")] for when in ("before", "after")]
+    assert questions[0] == questions[1]  # the same held-out questions, before and after
+    page = (folder / "report.html").read_text()
+    assert "sharper sampling is not new reasoning" in page
+    assert "Recipe of 3-rl" in page
+
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("checkpoints/*/*")}
+    again = unmask("quickstart", "--dir", folder, "--seed", "3", *SETTINGS)
+    assert again.returncode == 0, again.stderr
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("checkpoints/*/*")} == before  # nothing is trained twice
+
+
+def test_an_interrupted_quickstart_continues(small, tmp_path, monkeypatch) -> None:
+    folder = tmp_path / "q"
+    original, calls = stages.start, []
+
+    def interrupted_in_stage_two(recipe, **options):
+        calls.append(recipe.run.dir)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(recipe, **options)
+
+    monkeypatch.setattr(stages, "start", interrupted_in_stage_two)
+    assert unmask("quickstart", "--dir", folder, *SETTINGS).returncode == 130
+    assert not (folder / "report.html").exists()
+    result = unmask("quickstart", "--dir", folder, *SETTINGS)
+    assert result.returncode == 0, result.stderr
+    assert (folder / "report.html").exists()
+
+
+def test_bad_settings_are_named_before_anything_runs(tmp_path) -> None:
+    result = unmask("quickstart", "--dir", tmp_path / "q", "train.max_step=2")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "nearest known key is 'train.max_steps'" in result.stderr
+    assert not (tmp_path / "q").exists()
+
+
+def measured(dynamic: float, greedy: float, pass_k: float) -> dict:
+    mode = {"tokens_per_forward": 2.0, "response_length": 30.0}
+    return {
+        "dynamic": {"accuracy": dynamic, **mode}, "static_greedy": {"accuracy": greedy, **mode}, "pass_at_k": pass_k,
+        "pass_k": 8, "skipped_steps": 0.2,
+    }  # fmt: skip
+
+
+def test_the_words_follow_from_the_numbers() -> None:
+    sharper = _words(measured(0.5, 0.97, 0.99), measured(0.93, 0.98, 1.0))
+    assert "50.0 % to 93.0 % right (+43 points)" in sharper[0]
+    assert sharper[-1].startswith("What RL did not change: the skill was already there.")
+    more = _words(measured(0.3, 0.4, 0.7), measured(0.8, 0.9, 0.95))
+    assert more[-1].startswith("Was it more than sharper sampling?")
+    assert "40.0 % (after: 90.0 %)" in more[-1]

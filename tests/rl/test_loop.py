@@ -1,0 +1,127 @@
+"""Pieces of the RL loop: seeds, minibatches, metrics, groups, recomputed log-probs, evaluation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.recipes import RL, unmask, write_recipe
+from unmask.config import Plugin
+from unmask.config.schema import OptimizerConfig
+from unmask.data.chained_arithmetic import ChainedArithmetic
+from unmask.data.chat import ChatTokenizer
+from unmask.errors import UnmaskError
+from unmask.evaluate import evaluate, take_examples
+from unmask.models.checkpoint import new_model
+from unmask.rewards import make_reward
+from unmask.rl.loop import minibatches, recompute_logprobs, rollout_metrics, update_metrics
+from unmask.rl.rollout import derive_seed, make_rollouts
+from unmask.train.run import read_metrics
+from unmask.train.trainer import Trainer
+from unmask.types import SamplingParams
+
+
+@pytest.fixture(scope="module")
+def parts():
+    source = ChainedArithmetic(ChainedArithmetic.Options(min_operations=1, max_operations=2), "held_out", 0)
+    tokenizer = ChatTokenizer.tiny(source.vocabulary)
+    special = {"vocab_size": len(tokenizer.tokenizer), "eos_token_id": [1], "pad_token_id": 0, "mask_token_id": 2}
+    model = new_model("sdar/tiny", 0, initializer_range=0.1, **special)
+    return model, tokenizer, source, make_reward(Plugin(name="boxed", options={"wrong_reward": 0.5}))
+
+
+PARAMS = SamplingParams(max_new_tokens=12)
+
+
+def test_groups_are_independent_of_each_other(parts) -> None:
+    model, tokenizer, source, reward = parts
+    examples = [source[i] for i in range(4)]
+    groups = make_rollouts(model, tokenizer, examples, PARAMS, reward, group_size=3, seed_keys=(7, 1))
+    assert [len(g.rollouts) for g in groups] == [3] * 4
+    seeds = {r.trace.seed for g in groups for r in g.rollouts}
+    assert len(seeds) == 12
+    assert len({tuple(r.trace.response_ids) for r in groups[0].rollouts}) > 1  # members differ: there is something to compare
+    fewer = make_rollouts(model, tokenizer, examples[:2], PARAMS, reward, group_size=3, seed_keys=(7, 1), max_batch_size=2)
+    for a, b in zip(fewer, groups, strict=False):
+        assert [r.trace.canvas_ids for r in a.rollouts] == [r.trace.canvas_ids for r in b.rollouts]
+    later = make_rollouts(model, tokenizer, examples, PARAMS, reward, group_size=3, seed_keys=(7, 2))
+    assert [r.trace.canvas_ids for r in later[0].rollouts] != [r.trace.canvas_ids for r in groups[0].rollouts]
+
+
+def test_text_is_read_from_the_response_only(parts) -> None:
+    model, tokenizer, source, reward = parts
+    for group in make_rollouts(model, tokenizer, [source[0]], PARAMS, reward, group_size=8):
+        for rollout in group.rollouts:
+            assert rollout.text == tokenizer.decode(rollout.trace.canvas_ids[: rollout.trace.num_response_tokens])
+
+
+def test_derived_seeds() -> None:
+    assert derive_seed(1, 23) != derive_seed(12, 3)
+    assert derive_seed("eval", 0) == derive_seed("eval", 0)
+    assert 0 <= derive_seed(0) < 2**62
+
+
+def test_minibatches_are_even_and_complete(parts) -> None:
+    rollouts = list(range(10))
+    parts_ = minibatches(rollouts, 4, seed=1)  # type: ignore[arg-type]
+    assert sorted(len(p) for p in parts_) == [2, 2, 3, 3]
+    assert sorted(x for p in parts_ for x in p) == rollouts
+    assert parts_ == minibatches(rollouts, 4, seed=1)  # type: ignore[arg-type]
+    assert parts_ != minibatches(rollouts, 4, seed=2)  # type: ignore[arg-type]
+    assert minibatches([], 4, seed=1) == []
+    assert len(minibatches(rollouts[:2], 4, seed=1)) == 2  # never an empty one
+
+
+def test_metrics_without_signal_are_zeros_not_crashes(parts) -> None:
+    model, tokenizer, source, reward = parts
+    groups = make_rollouts(model, tokenizer, [source[0]], PARAMS, reward, group_size=2)
+    for group in groups:
+        for rollout in group.rollouts:
+            rollout.reward = 0.0
+    metrics = {**rollout_metrics(groups), **update_metrics([])}
+    assert (metrics["groups_without_signal"], metrics["num_updates"], metrics["loss"]) == (1, 0, 0.0)
+    assert all(np.isfinite(v) for v in metrics.values())
+
+
+def test_a_run_without_any_signal_goes_on(tmp_path) -> None:
+    """No right answer anywhere: steps are counted and logged, nothing is trained, nothing crashes."""
+    run = tmp_path / "run"
+    words = ["reward.options.wrong_reward=0.0", "train.max_steps=2", f"run.dir={run}"]
+    result = unmask("rl", write_recipe(tmp_path, "rl", RL), *words)
+    assert result.returncode == 0, result.stderr
+    steps = [r for r in read_metrics(run) if "reward_mean" in r]
+    assert [r["num_updates"] for r in steps] == [0, 0]
+
+
+def test_recomputed_logprobs_are_the_samplers(parts) -> None:
+    model, tokenizer, source, reward = parts
+    trainer = Trainer(model, OptimizerConfig(), max_optimizer_steps=1, max_tokens_per_micro_batch=200)
+    groups = make_rollouts(model, tokenizer, [source[1]], PARAMS, reward, group_size=4)
+    rollouts = groups[0].rollouts
+    before = [list(r.trace.logprobs) for r in rollouts]
+    recompute_logprobs(trainer, rollouts)
+    for rollout, old in zip(rollouts, before, strict=True):
+        assert rollout.trace.logprobs == pytest.approx(old, abs=1e-5)
+        assert rollout.trace.logprobs is not old
+
+
+def test_evaluation_counts(parts) -> None:
+    model, tokenizer, source, reward = parts
+    result = evaluate(model, tokenizer, take_examples(source, 8), PARAMS, reward)
+    traces = [g.rollouts[0].trace for g in result.groups]
+    rewards = [g.rollouts[0].reward for g in result.groups]
+    assert result.accuracy == pytest.approx(np.mean(rewards))
+    assert result.standard_error == pytest.approx(np.std(rewards, ddof=1) / np.sqrt(8))
+    assert result.tokens_per_forward == sum(t.num_response_tokens for t in traces) / sum(t.num_forwards for t in traces)
+    assert result.cut_share == np.mean([t.finish_reason == "length" for t in traces])
+    again = evaluate(model, tokenizer, take_examples(source, 8), PARAMS, reward)
+    assert again.metrics() == result.metrics()
+
+
+def test_evaluation_needs_answers(parts) -> None:
+    source = parts[2]
+    unanswered = [source[0].model_copy(update={"answer": None})]
+    with pytest.raises(UnmaskError, match="example held_out-0: has no answer; evaluation needs one for each"):
+        take_examples(unanswered, 1)
+    with pytest.raises(UnmaskError, match="none from index 5 on"):
+        take_examples([source[0]], 3, first=5)
