@@ -4,7 +4,7 @@
     python docs/generate_configuration.py --check    exit with 1 when the page is stale
 
 A table stands between `<!-- table: NAME -->` and `<!-- /table -->`; the text around it is written by hand. A key's meaning
-is the `description` of its pydantic field; `MEANINGS` has it for fields that carry none.
+is the `description` of its pydantic field.
 """
 
 from __future__ import annotations
@@ -34,65 +34,13 @@ from unmask.types import SamplingParams
 PAGE = Path(__file__).with_name("configuration.md")
 NONE = "not set"
 
-# What a field means, where the field itself does not say. Keys: class (of a part: its name), then field.
-MEANINGS: dict[str, dict[str, str]] = {
-    "ModelConfig": {
-        "path": "model folder, run folder (its newest checkpoint) or hub name owner/name",
-        "revision": "branch, tag or commit on the hub; empty = the default branch",
-    },
-    "OptimizerConfig": {
-        "beta1": "decay of AdamW's mean of gradients",
-        "beta2": "decay of AdamW's mean of squared gradients",
-        "eps": "added to AdamW's denominator",
-        "weight_decay": "decoupled, on matrices only",
-        "warmup_steps": "optimizer steps of linear warm-up",
-    },
-    "EvalConfig": {"num_examples": "examples measured each time"},
-    "StopConfig": {
-        "at_least": "the run ends when the metric is this large",
-        "min_steps": "not before this many steps",
-    },
-    "CheckpointConfig": {"keep_last": "older checkpoints are removed"},
-    "SftTrainConfig": {"max_steps": "optimizer steps"},
-    "RlTrainConfig": {
-        "max_steps": "RL steps (rollouts and update)",
-        "prompts_per_step": "prompts that are rolled out in one RL step",
-        "num_epochs": "passes over the rollouts of one RL step",
-    },
-    "EvalRecipe": {"num_examples": "examples measured in each mode"},
-    "SamplingParams": {
-        "top_p": "tokens outside the smallest set of this probability are not drawn; 1 = all",
-        "seed": "seed of the sequence's own random numbers",
-    },
-    "chained_arithmetic": {
-        "min_operations": "operations in the shortest question",
-        "max_operations": "operations in the longest question",
-    },
-    "jsonl": {
-        "question_key": "field that holds the user's turn",
-        "answer_key": "field that holds the verifiable answer",
-        "response_key": "field that holds the demonstration",
-    },
-    "semi_ar": {
-        "min_rate": "lowest rate at which the tokens of a block are masked",
-        "max_rate": "highest rate",
-    },
-    "trace_rl": {
-        "clip_eps_low": "the ratio is clipped below at 1 minus this",
-        "clip_eps_high": "the ratio is clipped above at 1 plus this",
-        "kl_beta": "weight of the KL penalty; 0 = none",
-        "kl_estimator": "per-token estimate of the KL, see [TraceRL](tracerl.md#the-kl-penalty)",
-        "loss_normalization": "how tokens are averaged, see [TraceRL](tracerl.md#normalising-the-loss)",
-    },
-}
-
 _PLURAL_OF = {"source": "sources", "reward": "rewards", "objective": "objectives"}
 _COMPARATORS = (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
 Row = tuple[str, str, str, str]
 
 
 def meaning_of(owner: str, name: str, info: FieldInfo) -> str:
-    text = info.description or MEANINGS.get(owner, {}).get(name)
+    text = info.description
     if not text:
         raise SystemExit(f"error: {owner}.{name} has no description; give its Field(...) one")
     return text

@@ -8,15 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from unmask.config import EvalConfig, Plugin
 from unmask.data.chat import ChatTokenizer
-from unmask.data.sources import open_source
+from unmask.data.sources import Source
 from unmask.errors import UnmaskError
 from unmask.files import new_file
 from unmask.models import Decoder
 from unmask.rewards import RewardFn
 from unmask.rl.rollout import make_rollouts
 from unmask.types import Example, RolloutGroup, SamplingParams, TraceRecord
+
+METRICS = ("accuracy", "tokens_per_forward", "response_length", "cut_share")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +33,7 @@ class Evaluation:
     groups: list[RolloutGroup]
 
     def metrics(self) -> dict[str, float]:
-        return {
-            "accuracy": self.accuracy,
-            "tokens_per_forward": self.tokens_per_forward,
-            "response_length": self.response_length,
-            "cut_share": self.cut_share,
-        }
+        return {name: getattr(self, name) for name in METRICS}
 
 
 def evaluate(
@@ -64,13 +60,7 @@ def evaluate(
     )
 
 
-def held_out_examples(source: Plugin, config: EvalConfig, seed: int) -> list[Example]:
-    """The examples a training run is measured on: the first `num_examples` of the held-out split."""
-    held_out = open_source(config.source or source, "held_out", seed)
-    return take_examples(held_out, config.num_examples, config.first_example)
-
-
-def take_examples(source, num: int, first: int = 0) -> list[Example]:
+def take_examples(source: Source | Sequence[Example], num: int, first: int = 0) -> list[Example]:
     """`num` examples from index `first` on (fewer if the source ends). Raises `UnmaskError` for none or no answer."""
     examples = [source[i] for i in range(first, min(first + num, len(source)))]
     if not examples:

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import torch
 
-from unmask.config import EvalConfig, Plugin, RlRecipe, RunConfig, SftRecipe, plugin_options
-from unmask.config.schema import ModelConfig
+from unmask.attention import get_backend
+from unmask.config import Plugin, RlRecipe, RunConfig, SftRecipe, fill_plugins
+from unmask.config.schema import MachineConfig, ModelConfig
 from unmask.data.chat import MASK, ChatTokenizer
 from unmask.data.sources import SOURCES, open_source
+from unmask.diffusion.remasking import get_strategy
 from unmask.errors import UnmaskError
-from unmask.evaluate import evaluate, held_out_examples
+from unmask.evaluate import METRICS, evaluate, take_examples
 from unmask.models import Decoder
 from unmask.models.checkpoint import load_model, new_model, resolve_folder
 from unmask.objectives import (
@@ -23,6 +25,7 @@ from unmask.objectives import (
     make_rl_objective,
     make_sft_objective,
 )
+from unmask.objectives.advantages import get_advantage
 from unmask.rewards import REWARDS, make_reward
 from unmask.rl.loop import train_rl
 from unmask.train.checkpoint import newest_valid, seed_rng
@@ -32,18 +35,23 @@ from unmask.train.trainer import Trainer
 
 
 def resolve(recipe: SftRecipe | RlRecipe) -> SftRecipe | RlRecipe:
-    """The recipe with the options of its named parts filled in and checked. Raises `UnmaskError`."""
+    """The recipe with the options of its named parts filled in, all names checked. Raises `UnmaskError`."""
     registry = SFT_OBJECTIVES if isinstance(recipe, SftRecipe) else RL_OBJECTIVES
-    parts = {}
-    for what, known in (("source", SOURCES), ("objective", registry), ("reward", REWARDS)):
-        plugin: Plugin = getattr(recipe, what)
-        options = plugin_options(known, plugin, what).model_dump(mode="json", exclude_none=True)
-        parts[what] = Plugin(name=plugin.name, options=options)
-    return recipe.model_copy(update=parts)
+    recipe = fill_plugins(recipe, {"source": SOURCES, "objective": registry, "reward": REWARDS})
+    get_strategy(recipe.eval.sampling.remasking_strategy)
+    if isinstance(recipe, RlRecipe):
+        get_strategy(recipe.rollout.remasking_strategy)
+        get_advantage(recipe.advantage)
+    get_backend(recipe.run.attention_backend, torch.device("cpu"))
+    if recipe.stop.metric and recipe.stop.metric not in METRICS:
+        raise UnmaskError(f"stop.metric {recipe.stop.metric!r} is not measured; known: {', '.join(METRICS)}")
+    if recipe.stop.metric and not recipe.eval.every_steps:
+        raise UnmaskError("stop.metric needs eval.every_steps above 0: what is not measured stops nothing")
+    return recipe
 
 
 def pick_device(name: str) -> torch.device:
-    """ "auto" is the first GPU if there is one. Raises `UnmaskError` when the device is not there."""
+    """The device of that name; for "auto" the first GPU, else the CPU. Raises `UnmaskError` when it is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -55,10 +63,22 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def use_machine(config: MachineConfig) -> torch.device:
+    """Applies the process-wide settings and returns the device. Raises `UnmaskError`."""
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    return pick_device(config.device)
+
+
 def pick_precision(name: str, device: torch.device) -> str:
     if name != "auto":
         return name
     return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """Matrix products in the precision a recipe asks for; see `Trainer.autocast`."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=pick_precision(precision, device) == "bfloat16")
 
 
 def find_model_folder(path: str, revision: str = "") -> Path:
@@ -73,7 +93,7 @@ def find_model_folder(path: str, revision: str = "") -> Path:
 
 def open_model(config: ModelConfig, source: Plugin, run: RunConfig, scratch: Path) -> tuple[Decoder, ChatTokenizer, Path]:
     """The model to train, its tokenizer, and a folder with the tokenizer's files (`scratch` for a preset)."""
-    device = pick_device(run.device)
+    device = use_machine(run)
     if config.path:
         folder = find_model_folder(config.path, config.revision)
         return load_model(folder, device=device), ChatTokenizer.load(folder), folder
@@ -94,8 +114,6 @@ def start(recipe: SftRecipe | RlRecipe, *, resume: bool = False, title: str = ""
     """Runs a recipe to its end (or its interruption). Raises `UnmaskError` before anything is computed for bad input."""
     recipe = resolve(recipe)
     kind = "sft" if isinstance(recipe, SftRecipe) else "rl"
-    if recipe.run.num_threads:
-        torch.set_num_threads(recipe.run.num_threads)
     folder = Path(recipe.run.dir or f"runs/{kind}-{time.strftime('%Y%m%d-%H%M%S')}")
     seed = recipe.run.seed
     seed_rng(seed)
@@ -110,23 +128,30 @@ def start(recipe: SftRecipe | RlRecipe, *, resume: bool = False, title: str = ""
             max_tokens_per_micro_batch=recipe.train.max_tokens_per_micro_batch,
             attention_backend=recipe.run.attention_backend, precision=pick_precision(recipe.run.precision, model.device),
         )  # fmt: skip
-        evaluator = make_evaluator(recipe.source, recipe.eval, recipe.reward, seed, trainer, tokenizer)
+        evaluator = make_evaluator(recipe, trainer, tokenizer)
         run = Run(folder, recipe, trainer, tokenizer_from, evaluator, resume=resume, title=title or kind)
         if isinstance(recipe, SftRecipe):
             return train_sft(recipe, run, source, tokenizer, make_sft_objective(recipe.objective, model, seed))
         return train_rl(recipe, run, source, tokenizer, make_rl_objective(recipe.objective, model), reward)
 
 
-def make_evaluator(
-    source: Plugin, config: EvalConfig, reward: Plugin, seed: int, trainer: Trainer, tokenizer: ChatTokenizer
-) -> Callable[[], dict[str, float]]:
-    examples = held_out_examples(source, config, seed) if config.every_steps else []
+def make_evaluator(recipe: SftRecipe | RlRecipe, trainer: Trainer, tokenizer: ChatTokenizer) -> Callable[[], dict[str, float]]:
+    """Measures the trainer's model on the recipe's held-out examples: always the same ones, with the same seeds."""
+    config, reward = recipe.eval, make_reward(recipe.reward)
+    source = config.source or recipe.source
+    examples = []
+    if config.every_steps:
+        held_out = open_source(source, "held_out", recipe.run.seed)
+        examples = take_examples(held_out, config.num_examples, config.first_example)
 
     def measure() -> dict[str, float]:
         with trainer.autocast():
-            return evaluate(trainer.model, tokenizer, examples, config.sampling, make_reward(reward)).metrics()
+            result = evaluate(
+                trainer.model, tokenizer, examples, config.sampling, reward, max_batch_size=recipe.run.max_batch_size
+            )
+        return result.metrics()
 
     return measure
 
 
-__all__ = ["find_model_folder", "open_model", "pick_device", "pick_precision", "resolve", "start"]
+__all__ = ["autocast", "find_model_folder", "open_model", "pick_device", "pick_precision", "resolve", "start", "use_machine"]

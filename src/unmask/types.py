@@ -5,6 +5,7 @@
 | `SamplingParams` | user, recipes | samplers |
 | `Example` | `data` | training loops, rewards, evaluation |
 | `Trace` | every sampler | trainer, evaluation, viewer |
+| `Demonstration` | `train` | SFT objectives |
 | `Rollout`, `RolloutGroup` | `rl` | rewards, advantages, objectives |
 | `TraceRecord` | evaluation, `unmask generate` | viewer (one line of `traces.jsonl`) |
 """
@@ -40,9 +41,9 @@ class SamplingParams(BaseModel):
     entropy_bound: float = Field(0.5, ge=0.0, description="nats, for entropy_bounded")
     temperature: float = Field(1.0, ge=0.0, description="0 = argmax")
     top_k: int = Field(0, ge=0, description="0 = all")
-    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    top_p: float = Field(1.0, gt=0.0, le=1.0, description="smallest set of tokens with this probability; 1 = all")
     stop_token_ids: tuple[int, ...] | None = Field(None, strict=False, description="None = the model's eos_token_ids")
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of the sequence's own random numbers")
     cache: Literal["auto", "none"] = Field("auto", description="auto = keep K/V of committed blocks (exact)")
 
 
@@ -188,6 +189,21 @@ class Rollout:
     reward: float | None = None
     reward_reason: str = ""
     advantage: float = 0.0
+    old_logprobs: list[float] | None = None  # per canvas token, by the trainer before the update; None = the sampler's
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """A tokenised example for SFT.
+
+    `key` (its index in the source) and `epoch` name it in the random numbers: its masks are the same in any batch, on any
+    rank and after resumption. `response_ids` ends with the turn's stop token.
+    """
+
+    key: int
+    epoch: int
+    prompt_ids: list[int]
+    response_ids: list[int]
 
 
 @dataclass(slots=True)

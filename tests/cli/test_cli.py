@@ -45,6 +45,12 @@ def test_every_command_explains_itself(command) -> None:
     assert (result.returncode, "Usage" in result.stdout) == (0, True)
 
 
+def test_no_words_print_the_help() -> None:
+    result = unmask()
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "quickstart" in result.stdout
+
+
 def test_dry_run_prints_a_recipe_that_loads(tmp_path) -> None:
     recipe = write_recipe(tmp_path, "sft", SFT)
     printed = unmask("sft", recipe, "optimizer.lr=0.25", f"run.dir={tmp_path / 'x'}", "--dry-run").stdout
@@ -108,7 +114,7 @@ def bad(tmp_path: Path, trained: Path) -> dict[str, tuple[list, str]]:
     (tmp_path / "rows.jsonl").write_text('{"question": "1+1=?"}\n{"question": \n')
     (tmp_path / "traces.jsonl").write_text('{"canvas_ids": [1]}\n')
     (tmp_path / "file").write_text("")
-    rl = trained / "rl"
+    rl, rl_recipe = trained / "rl", write_recipe(tmp_path, "rl", RL)
     return {
         "misspelt key": (["sft", sft, "train.max_step=3"], "unknown key 'train.max_step'; the nearest known key is 'train.max_steps'"),
         "wrong type": (["sft", sft, "train.max_steps=many"], "train.max_steps: Input should be a valid integer, found 'many'"),
@@ -127,10 +133,15 @@ def bad(tmp_path: Path, trained: Path) -> dict[str, tuple[list, str]]:
         "unknown strategy": (["generate", rl, "--prompt", "1", "remasking_strategy=best"], "unknown remasking_strategy 'best'"),
         "unknown preset": (["sft", sft, "model.preset=gpt/tiny"], "unknown model preset 'gpt/tiny'; known: sdar/tiny"),
         "unknown backend": (["sft", sft, "run.attention_backend=x"], "unknown attention backend 'x'; known: auto, dense, flex"),
-        "unmeasured stop": (["sft", sft, "stop.metric=bleu", "train.max_steps=3"], "stop.metric 'bleu' is not measured"),
+        "unmeasured stop": (["sft", sft, "stop.metric=bleu", "train.max_steps=3"], "stop.metric 'bleu' is not measured; known: accuracy, "),
         "resume nothing": (["sft", sft, f"run.dir={tmp_path / 'none'}", "--resume"], "nothing to resume here"),
         "no prompts": (["generate", rl], "give prompts either with --prompt or with --input"),
         "no source": (["eval", truncated], "key 'source' is missing"),
+        "stop without eval": (["sft", sft, "stop.metric=accuracy", "eval.every_steps=0"], "stop.metric needs eval.every_steps"),
+        "unknown rollout strategy": (["rl", rl_recipe, "rollout.remasking_strategy=best"], "unknown remasking_strategy 'best'"),
+        "unknown advantage": (["rl", rl_recipe, "advantage=gae"], "unknown advantage 'gae'"),
+        "text without tokens": (["generate", rl, "--prompt", "hello"], "the tokenizer has no tokens for some of"),
+        "crossed rates": (["sft", sft, "objective.options.min_rate=0.95"], "min_rate 0.95 is above max_rate 0.9"),
         "unknown command": (["train"], "No such command 'train'"),
         "folder not writable": (["sft", sft, f"run.dir={tmp_path / 'file' / 'run'}"], "Not a directory"),
     }  # fmt: skip
@@ -140,7 +151,7 @@ CASES = (
     "misspelt key", "wrong type", "missing recipe", "no recipe", "missing model folder", "model is a file", "truncated weights",
     "malformed JSON line", "malformed trace", "missing traces", "device not there", "device nonsense", "unknown source",
     "unknown option", "unknown strategy", "unknown preset", "unknown backend", "unmeasured stop", "resume nothing", "no prompts",
-    "no source", "unknown command", "folder not writable",
+    "no source", "stop without eval", "unknown rollout strategy", "unknown advantage", "text without tokens", "crossed rates", "unknown command", "folder not writable",
 )  # fmt: skip
 
 
@@ -154,8 +165,7 @@ def test_mistakes_are_one_line_and_exit_2(case, trained, tmp_path, monkeypatch) 
     assert message in result.stderr
     assert result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1
-    if case != "unmeasured stop":  # the only one that shows after the run began
-        assert set(tmp_path.rglob("*")) == before  # nothing half-written
+    assert set(tmp_path.rglob("*")) == before  # nothing half-written
 
 
 def test_cases_are_all_listed(trained, tmp_path) -> None:

@@ -12,8 +12,9 @@ from unmask.errors import UnmaskError
 from unmask.objectives import make_rl_objective, make_sft_objective
 from unmask.objectives.advantages import ADVANTAGES, get_advantage
 from unmask.objectives.rows import RowBatch
-from unmask.objectives.semi_ar import Demonstration, SemiAR
+from unmask.objectives.semi_ar import SemiAR
 from unmask.objectives.trace_rl import TraceRL
+from unmask.types import Demonstration
 
 MASK, PAD = 2, 0
 

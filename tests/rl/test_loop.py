@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from tests.recipes import RL, unmask, write_recipe
 from unmask.config import Plugin
@@ -13,8 +14,10 @@ from unmask.data.chat import ChatTokenizer
 from unmask.errors import UnmaskError
 from unmask.evaluate import evaluate, take_examples
 from unmask.models.checkpoint import new_model
+from unmask.objectives.rows import target_logprobs
+from unmask.objectives.trace_rl import TraceRL
 from unmask.rewards import make_reward
-from unmask.rl.loop import minibatches, recompute_logprobs, rollout_metrics, update_metrics
+from unmask.rl.loop import minibatches, rollout_metrics, set_old_logprobs, update_metrics
 from unmask.rl.rollout import derive_seed, make_rollouts
 from unmask.train.run import read_metrics
 from unmask.train.trainer import Trainer
@@ -99,10 +102,36 @@ def test_recomputed_logprobs_are_the_samplers(parts) -> None:
     groups = make_rollouts(model, tokenizer, [source[1]], PARAMS, reward, group_size=4)
     rollouts = groups[0].rollouts
     before = [list(r.trace.logprobs) for r in rollouts]
-    recompute_logprobs(trainer, rollouts)
+    set_old_logprobs(trainer, rollouts, 1)
     for rollout, old in zip(rollouts, before, strict=True):
-        assert rollout.trace.logprobs == pytest.approx(old, abs=1e-5)
-        assert rollout.trace.logprobs is not old
+        assert rollout.old_logprobs == pytest.approx(old, abs=1e-5)
+        assert rollout.trace.logprobs == old  # the sampler's stay
+
+
+@pytest.mark.parametrize("shrink", [1, 2, 4])
+def test_ratios_start_at_one_on_merged_views_too(parts, shrink) -> None:
+    """Merged views are not the sampler's; before any update the ratio must still be 1 and nothing clipped."""
+    model, tokenizer, source, reward = parts
+    trainer = Trainer(model, OptimizerConfig(), max_optimizer_steps=1, max_tokens_per_micro_batch=200)
+    rollouts = make_rollouts(model, tokenizer, [source[1]], PARAMS, reward, group_size=4)[0].rollouts
+    for rollout in rollouts:
+        rollout.advantage = 1.0
+    objective = TraceRL(TraceRL.Options(trace_shrink=shrink), model.spec)
+    if shrink > 1:
+        set_old_logprobs(trainer, rollouts, objective.trace_shrink)
+    for batch in trainer.batches(objective.rows(rollouts, num_sequences=4)):
+        new = target_logprobs(model, batch, trainer.backend)
+        torch.testing.assert_close(new.detach(), batch.values["old_logprobs"], atol=1e-5, rtol=0)
+        assert objective.loss(new, batch)[1]["clip_sum"] == 0
+
+
+def test_the_loop_recomputes_for_merged_views(tmp_path) -> None:
+    run = tmp_path / "run"
+    words = ["objective.options.trace_shrink=4", "train.num_minibatches=1", "train.max_steps=2", f"run.dir={run}"]
+    assert unmask("rl", write_recipe(tmp_path, "rl", RL), *words).returncode == 0
+    steps = [r for r in read_metrics(run) if r.get("num_updates")]
+    assert steps
+    assert all(r["clip_share"] == 0 and abs(r["kl"]) < 1e-9 for r in steps)  # one update a step: still on policy
 
 
 def test_evaluation_counts(parts) -> None:

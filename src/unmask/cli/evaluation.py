@@ -10,29 +10,30 @@ from rich.console import Console
 from rich.table import Table
 
 from unmask.cli.training import split_words
-from unmask.config import EvalRecipe, load_recipe, read_toml, to_toml
-from unmask.errors import UnmaskError
+from unmask.config import EvalRecipe, fill_plugins, load_recipe, read_toml, to_toml
 from unmask.files import write_text
 
 
 def run_eval(checkpoint: str, words: list[str], output: Path | None, dry_run: bool) -> None:
+    """Prints the table; with `output`, writes results.json and the traces of each mode there. Raises `UnmaskError`."""
     files, overrides = split_words(words)
     recipe = load_recipe(EvalRecipe, files, overrides, base=_from_run(checkpoint))
+    from unmask.data.chat import ChatTokenizer
+    from unmask.data.sources import SOURCES, open_source
+    from unmask.diffusion.remasking import get_strategy
+    from unmask.evaluate import evaluate, take_examples, trace_record, write_records
+    from unmask.launch import autocast, find_model_folder, use_machine
+    from unmask.models.checkpoint import load_model
+    from unmask.rewards import REWARDS, make_reward
+
+    recipe = fill_plugins(recipe, {"source": SOURCES, "reward": REWARDS})
+    for params in recipe.modes.values():
+        get_strategy(params.remasking_strategy)
     if dry_run:
         print(to_toml(recipe), end="")
         return
-    from unmask.data.chat import ChatTokenizer
-    from unmask.data.sources import open_source
-    from unmask.diffusion.remasking import get_strategy
-    from unmask.evaluate import evaluate, take_examples, trace_record, write_records
-    from unmask.launch import find_model_folder, pick_device
-    from unmask.models.checkpoint import load_model
-    from unmask.rewards import make_reward
-
-    for params in recipe.modes.values():
-        get_strategy(params.remasking_strategy)
+    device = use_machine(recipe.run)
     folder = find_model_folder(checkpoint)
-    device = pick_device(recipe.run.device)
     source = open_source(recipe.source, "held_out", recipe.run.seed)
     examples = take_examples(source, recipe.num_examples, recipe.first_example)
     reward = make_reward(recipe.reward)
@@ -42,7 +43,8 @@ def run_eval(checkpoint: str, words: list[str], output: Path | None, dry_run: bo
     results: dict[str, dict] = {}
     for name, params in recipe.modes.items():
         start = time.monotonic()
-        result = evaluate(model, tokenizer, examples, params, reward, max_batch_size=recipe.max_batch_size)
+        with autocast(recipe.run.precision, device):
+            result = evaluate(model, tokenizer, examples, params, reward, max_batch_size=recipe.run.max_batch_size)
         seconds = time.monotonic() - start
         results[name] = {
             **result.metrics(), "standard_error": result.standard_error, "num_examples": result.num_examples,
@@ -62,13 +64,14 @@ def run_eval(checkpoint: str, words: list[str], output: Path | None, dry_run: bo
 
 
 def _from_run(checkpoint: str) -> dict:
-    """The source, reward and seed of the run a checkpoint lies in, if it lies in one."""
-    for folder in (Path(checkpoint), Path(checkpoint).parent.parent):
-        file = folder / "recipe.toml"
-        if file.exists():
-            recipe = read_toml(file)
-            source = recipe.get("eval", {}).get("source", recipe.get("source"))
-            if source is None:
-                raise UnmaskError(f"{file}: has no source")
-            return {"source": source, "reward": recipe["reward"], "run": {"seed": recipe["run"]["seed"]}}
+    """The source, reward and seed of the run that a checkpoint (or run folder) belongs to, as far as there is one."""
+    folder = Path(checkpoint)
+    if not folder.is_dir():
+        return {}
+    for candidate in (folder, folder.resolve().parent.parent):
+        if (candidate / "recipe.toml").exists() and (candidate / "checkpoints").is_dir():
+            recipe = read_toml(candidate / "recipe.toml")
+            source = recipe.get("eval", {}).get("source") or recipe.get("source")
+            base = {"source": source, "reward": recipe.get("reward"), "run": {"seed": recipe.get("run", {}).get("seed", 0)}}
+            return {key: value for key, value in base.items() if value is not None}
     return {}

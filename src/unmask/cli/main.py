@@ -15,7 +15,6 @@ _UsageError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "
 
 app = typer.Typer(
     help="Train, run and evaluate diffusion language models.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -24,7 +23,7 @@ app = typer.Typer(
 
 Words = Annotated[
     list[str],
-    typer.Argument(metavar="RECIPE... [SECTION.KEY=VALUE]...", help="TOML files, then settings; later ones win"),
+    typer.Argument(metavar="RECIPE... [SECTION.KEY=VALUE]...", help="TOML files, later ones win; then settings"),
 ]
 Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings; later ones win")]
 Checkpoint = Annotated[str, typer.Argument(metavar="CKPT", help="model folder, run folder or hub name")]
@@ -33,12 +32,16 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="print the resolved reci
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="print the version and stop")] = False) -> None:
+def _root(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="print the version and stop")] = False
+) -> None:
     if version:
         from unmask import __version__
 
         print(f"unmask {__version__}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 @app.command()

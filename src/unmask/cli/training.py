@@ -9,7 +9,7 @@ from unmask.errors import UnmaskError
 
 
 def split_words(words: list[str]) -> tuple[list[Path], list[str]]:
-    """Recipe files and overrides, in the order given. Raises `UnmaskError` for a file after an override."""
+    """Recipe files and overrides, each in the order given; overrides win wherever they stand."""
     files = [Path(word) for word in words if "=" not in word]
     overrides = [word for word in words if "=" in word]
     return files, overrides

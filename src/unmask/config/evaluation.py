@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from unmask.config.schema import Plugin, RunConfig, Section
+from unmask.config.schema import MachineConfig, Plugin, Section
 from unmask.types import SamplingParams
 
 # The two ways of decoding the field reports; a recipe may add others under [modes.NAME].
@@ -19,12 +19,11 @@ DEFAULT_MODES: dict[str, dict[str, Any]] = {
 class EvalRecipe(Section):
     """`unmask eval`. Modes start from `static` (greedy, one token a step) and `dynamic` (temperature 1, threshold 0.9)."""
 
-    run: RunConfig = Field(default_factory=RunConfig)
+    run: MachineConfig = Field(default_factory=MachineConfig)
     source: Plugin
     reward: Plugin = Field(default_factory=lambda: Plugin(name="boxed"))
-    num_examples: int = Field(512, ge=1)
+    num_examples: int = Field(512, ge=1, description="examples measured in each mode")
     first_example: int = Field(0, ge=0, description="index in the held-out split where they start")
-    max_batch_size: int = Field(256, ge=1, description="sequences decoded together; does not change results")
     modes: dict[str, SamplingParams] = Field(default_factory=dict)
 
     @model_validator(mode="before")

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from unmask.config.load import check
+from unmask.config.load import Model, check
 from unmask.config.schema import Plugin
 from unmask.errors import UnmaskError
 
@@ -20,6 +20,19 @@ def plugin_options(registry: Mapping[str, Any], plugin: Plugin, what: str) -> Ba
     if plugin.name not in registry:
         raise UnmaskError(f"unknown {what} {plugin.name!r}; known: {', '.join(registry)}")
     return check(registry[plugin.name].Options, plugin.options, f"{what}.options")
+
+
+def fill_plugins(recipe: Model, registries: Mapping[str, Mapping[str, Any]]) -> Model:
+    """The recipe with the checked options, defaults included, of its parts; `registries` by the recipe's word for them.
+
+    Raises `UnmaskError`.
+    """
+    parts = {}
+    for what, registry in registries.items():
+        plugin: Plugin = getattr(recipe, what)
+        options = plugin_options(registry, plugin, what).model_dump(mode="json", exclude_none=True)
+        parts[what] = Plugin(name=plugin.name, options=options)
+    return recipe.model_copy(update=parts)
 
 
 def make_plugin(registry: Mapping[str, Any], plugin: Plugin, what: str, *arguments: Any) -> Any:

@@ -39,24 +39,30 @@ class Plugin(Section):
     options: dict[str, Any] = Field(default_factory=dict, description="checked by the named part")
 
 
-class RunConfig(Section):
-    """Where and on what a run happens."""
+class MachineConfig(Section):
+    """On what something is computed, and the seed of all its randomness."""
 
-    dir: str = Field("", description="run folder; empty = runs/<kind>-<time>")
     seed: int = Field(0, ge=0, lt=2**31, description="all randomness of the run follows from it")
     device: str = Field("auto", description="auto = the GPU if there is one, else the CPU; or cpu, cuda, cuda:1, ...")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of matrix products; auto = bfloat16 autocast on GPUs that have it, float32 on CPUs"
     )
-    attention_backend: str = Field("auto", description="auto = flex on GPUs, dense on CPUs")
     num_threads: int = Field(0, ge=0, description="CPU threads of one operation; 0 = PyTorch's choice")
+    max_batch_size: int = Field(256, ge=1, description="sequences decoded together; does not change results")
+
+
+class RunConfig(MachineConfig):
+    """A training run: where it is kept, and how it attends."""
+
+    dir: str = Field("", description="run folder; empty = runs/<kind>-<time>")
+    attention_backend: str = Field("auto", description="of updates; auto = flex on GPUs, dense on CPUs")
 
 
 class ModelConfig(Section):
     """A checkpoint (folder or hub name) or a randomly initialised preset; exactly one."""
 
-    path: str = ""
-    revision: str = ""
+    path: str = Field("", description="model folder, run folder (its newest checkpoint) or hub name owner/name")
+    revision: str = Field("", description="branch, tag or commit on the hub; empty = the default branch")
     preset: str = Field("", description='"family/size", for example "sdar/tiny"; made with the source\'s tokenizer')
 
     @model_validator(mode="after")
@@ -70,13 +76,13 @@ class OptimizerConfig(Section):
     """AdamW (decoupled weight decay, Loshchilov & Hutter 2019); decay on matrices only."""
 
     lr: float = Field(1e-6, gt=0, description="peak learning rate")
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.95, ge=0, lt=1)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
+    beta1: float = Field(0.9, ge=0, lt=1, description="decay of the mean of gradients")
+    beta2: float = Field(0.95, ge=0, lt=1, description="decay of the mean of squared gradients")
+    eps: float = Field(1e-8, gt=0, description="added to the denominator")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled, on matrices only")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this L2 norm")
     lr_schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="after warm-up, over max_steps")
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int = Field(0, ge=0, description="optimizer steps of linear warm-up")
     final_lr_ratio: float = Field(0.1, ge=0, le=1, description="share of lr at max_steps (linear, cosine)")
 
 
@@ -84,7 +90,7 @@ class EvalConfig(Section):
     """Evaluation during training, always on the same examples with the same seeds."""
 
     every_steps: int = Field(0, ge=0, description="0 = never")
-    num_examples: int = Field(128, ge=1)
+    num_examples: int = Field(128, ge=1, description="examples measured each time")
     first_example: int = Field(0, ge=0, description="index in the held-out split where they start")
     source: Plugin | None = Field(None, description="None = the training source's held-out split")
     sampling: SamplingParams = Field(default_factory=SamplingParams)
@@ -94,32 +100,31 @@ class StopConfig(Section):
     """A stage ends when a measured value is good enough; `train.max_steps` is only the limit of its patience."""
 
     metric: str = Field("", description="name of an evaluation metric, for example accuracy; empty = run to max_steps")
-    at_least: float = 0.0
-    min_steps: int = Field(0, ge=0)
+    at_least: float = Field(0.0, description="the run ends when the metric is this large")
+    min_steps: int = Field(0, ge=0, description="not before this many steps")
 
 
 class CheckpointConfig(Section):
     every_steps: int = Field(0, ge=0, description="0 = only at the end")
-    keep_last: int = Field(2, ge=1)
+    keep_last: int = Field(2, ge=1, description="older checkpoints are removed")
 
 
 class SftTrainConfig(Section):
-    max_steps: int = Field(1000, ge=1)
+    max_steps: int = Field(1000, ge=1, description="optimizer steps")
     batch_size: int = Field(64, ge=1, description="examples per optimizer step")
     max_tokens_per_micro_batch: int = Field(16384, ge=1, description="padded tokens of one forward; does not change results")
 
 
 class RlTrainConfig(Section):
-    max_steps: int = Field(100, ge=1)
-    prompts_per_step: int = Field(128, ge=1)
+    max_steps: int = Field(100, ge=1, description="RL steps (rollouts and update)")
+    prompts_per_step: int = Field(128, ge=1, description="prompts rolled out in one RL step")
     group_size: int = Field(32, ge=2, description="responses per prompt")
     num_minibatches: int = Field(1, ge=1, description="optimizer steps per epoch over a step's rollouts")
-    num_epochs: int = Field(1, ge=1)
+    num_epochs: int = Field(1, ge=1, description="passes over the rollouts of one RL step")
     max_tokens_per_micro_batch: int = Field(16384, ge=1, description="padded tokens of one forward; does not change results")
-    max_batch_size: int = Field(256, ge=1, description="sequences decoded together; does not change results")
     old_logprobs: Literal["auto", "rollout", "recompute"] = Field(
         "auto",
-        description="auto = the sampler's own where replay is exact (float32), else recomputed before the update",
+        description="auto = the sampler's own where replay is exact (float32, trace_shrink 1), else recomputed",
     )
 
 

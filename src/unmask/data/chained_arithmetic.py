@@ -33,8 +33,8 @@ class ChainedArithmetic:
         model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
         size: int = Field(100_000, ge=1, description="examples per epoch")
-        min_operations: int = Field(4, ge=1, le=20)
-        max_operations: int = Field(6, ge=1, le=20)
+        min_operations: int = Field(4, ge=1, le=20, description="operations in the shortest question")
+        max_operations: int = Field(6, ge=1, le=20, description="operations in the longest question")
         slip_rate: float = Field(0.0, ge=0, le=1, description="share of steps with a random result in demonstrations")
         terse_rate: float = Field(0.0, ge=0, le=1, description="share of demonstrations without the steps")
 

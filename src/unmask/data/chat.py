@@ -48,7 +48,7 @@ class ChatTokenizer:
         """One token per entry of the vocabulary plus the special tokens; ids: specials first, in the order above."""
         specials = [PAD, TURN_END, MASK, USER, ASSISTANT]
         ids = {token: i for i, token in enumerate([*specials, *vocabulary])}
-        backend = Tokenizer(WordLevel(ids, unk_token=PAD))
+        backend = Tokenizer(WordLevel(ids))  # no unknown token: other text is an error, not something else
         longest_first = sorted(vocabulary, key=len, reverse=True)
         pattern = "|".join(re.escape(token) for token in longest_first) + "|."
         backend.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
@@ -77,7 +77,12 @@ class ChatTokenizer:
         return [*self.encode(example.response), self.turn_end_id]
 
     def encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        """Token ids. Raises `UnmaskError` for text that a small vocabulary has no tokens for."""
+        try:
+            return self.tokenizer.encode(text, add_special_tokens=False)
+        except Exception as error:  # the library's own kind, raised in Rust
+            reason = str(error).splitlines()[0]
+            raise UnmaskError(f"the tokenizer has no tokens for some of {text!r} ({reason})") from None
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text without special tokens."""

@@ -21,9 +21,9 @@ class JsonlSource:
 
         path: str = Field(description="file of the training split")
         held_out_path: str = Field("", description="file of the held-out split; needed for evaluation")
-        question_key: str = "question"
-        answer_key: str = "ground_truth_answer"
-        response_key: str = "response"
+        question_key: str = Field("question", description="field that holds the user's turn")
+        answer_key: str = Field("ground_truth_answer", description="field that holds the verifiable answer")
+        response_key: str = Field("response", description="field that holds the demonstration")
         prompt_template: str = Field("{question}", description="the user's turn; {question} is replaced")
 
     vocabulary: tuple[str, ...] | None = None  # free text needs a real tokenizer

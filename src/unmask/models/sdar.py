@@ -36,6 +36,8 @@ class SDAR:
             eos_ids = tuple(eos) if isinstance(eos, list) else (eos,)
             pad = config.get("pad_token_id")
             rope = config.get("rope_parameters") or {}
+            if rope.get("rope_type", "default") != "default":
+                raise UnmaskError(f"config.json: rope_type {rope['rope_type']!r} is not supported (supported: 'default')")
             return ModelSpec(
                 family=self.name,
                 attention="block_causal",

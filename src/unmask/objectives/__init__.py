@@ -13,21 +13,36 @@ from torch import Tensor
 from unmask.config import Plugin, make_plugin
 from unmask.models import Decoder
 from unmask.objectives.rows import RowBatch, TrainRow
-from unmask.objectives.semi_ar import Demonstration, SemiAR
+from unmask.objectives.semi_ar import SemiAR
 from unmask.objectives.trace_rl import TraceRL
-from unmask.types import Rollout
+from unmask.types import Demonstration, Rollout
 
 
 class SftObjective(Protocol):
-    def rows(self, items: Sequence[Demonstration]) -> list[TrainRow]: ...
+    """A class `(options: Options, spec: ModelSpec, seed: int)` with a pydantic model `Options` inside."""
 
-    def loss(self, logits_NV: Tensor, batch: RowBatch) -> tuple[Tensor, dict[str, Tensor]]: ...
+    def rows(self, items: Sequence[Demonstration]) -> list[TrainRow]:
+        """Rows of one optimizer step, with all the loss needs in their `values`. Demonstrations may yield no row."""
+        ...
+
+    def loss(self, logits_NV: Tensor, batch: RowBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a part of the step's rows (parts add up), and sums for the metrics."""
+        ...
 
 
 class RlObjective(Protocol):
-    def rows(self, rollouts: Sequence[Rollout], num_sequences: int) -> list[TrainRow]: ...
+    """A class `(options: Options, spec: ModelSpec)` with a pydantic model `Options` inside."""
 
-    def loss(self, logprobs_N: Tensor, batch: RowBatch) -> tuple[Tensor, dict[str, Tensor]]: ...
+    trace_shrink: int  # how its views merge steps; 1 = they are the sampler's, whose log-probs can serve as the old ones
+
+    def rows(self, rollouts: Sequence[Rollout], num_sequences: int) -> list[TrainRow]:
+        """Rows of one optimizer step; `num_sequences` is what a mean over responses divides by."""
+        ...
+
+    def loss(self, logprobs_N: Tensor, batch: RowBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a part of the step's rows (parts add up), and the sums `num_targets`, `kl_sum`, `clip_sum` and
+        `neg_logprob_sum` over its targets."""
+        ...
 
 
 SFT_OBJECTIVES: dict[str, Any] = {"semi_ar": SemiAR}

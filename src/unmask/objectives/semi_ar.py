@@ -6,27 +6,16 @@ Arriola et al. 2025 (block diffusion, arXiv 2503.09573); TraceRL paper section 3
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from unmask.diffusion.counter_rng import uniform
 from unmask.models import ModelSpec
 from unmask.objectives.rows import RowBatch, TrainRow, build_row
-
-
-@dataclass(frozen=True, slots=True)
-class Demonstration:
-    """A tokenised example. `key` (its index in the source) and `epoch` name it in the random numbers: its masks are the
-    same in any batch, on any rank and after resumption."""
-
-    key: int
-    epoch: int
-    prompt_ids: Sequence[int]
-    response_ids: Sequence[int]  # ends with the turn's stop token
+from unmask.types import Demonstration
 
 
 class SemiAR:
@@ -36,12 +25,18 @@ class SemiAR:
         model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
         block_size: int | None = Field(None, ge=1, description="None = the model's")
-        min_rate: float = Field(0.1, ge=0, le=1)
-        max_rate: float = Field(0.9, ge=0, le=1)
+        min_rate: float = Field(0.1, ge=0, le=1, description="lowest rate at which the tokens of a block are masked")
+        max_rate: float = Field(0.9, ge=0, le=1, description="highest rate")
         num_noisy_copies: int = Field(1, ge=1, description="noisy copies of each block that share the clean one")
         num_trained_pads: int | None = Field(
-            None, ge=0, description="pads trained after the response; None = up to the end of its last block"
+            None, ge=0, description="pads trained after the response, within its last block; None = all of them"
         )
+
+        @model_validator(mode="after")
+        def _ordered(self) -> SemiAR.Options:
+            if self.min_rate > self.max_rate:
+                raise ValueError(f"min_rate {self.min_rate} is above max_rate {self.max_rate}")
+            return self
 
     def __init__(self, options: Options, spec: ModelSpec, seed: int):
         self.options, self.seed = options, seed

@@ -33,9 +33,10 @@ MAX_LOG_RATIO = 10.0  # exp beyond this only makes infinities; clipping has long
 
 
 def kl_estimate(new_N: Tensor, old_N: Tensor, kind: str) -> Tensor:
-    """Per-token estimates of KL(new || old) from tokens drawn under old (Schulman, "Approximating KL divergence").
+    """Per-token estimates of KL(new || old) (Schulman, "Approximating KL divergence").
 
-    With d = new - old (log-probs): k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d.
+    With d = new - old (log-probs): k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d. Their means are that divergence (k2: nearly)
+    for tokens drawn under new; rollouts come from old, so they are close to it only while the two are.
     """
     d_N = new_N - old_N
     if kind == "k1":
@@ -46,32 +47,37 @@ def kl_estimate(new_N: Tensor, old_N: Tensor, kind: str) -> Tensor:
 
 
 class TraceRL:
-    """Rows and loss of TraceRL. Rollouts with advantage 0 are left out of the rows; they still count in the mean."""
+    """Rows and loss of TraceRL. Rollouts with advantage 0 train nothing and get no row."""
 
     class Options(BaseModel):
         model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
         trace_shrink: int = Field(1, ge=1, description="merge this many neighbouring steps of a block; 1 = exact")
-        clip_eps_low: float = Field(0.2, gt=0)
-        clip_eps_high: float = Field(0.2, gt=0)
-        kl_beta: float = Field(0.01, ge=0)
-        kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-        loss_normalization: Literal["trace_step", "token", "sequence", "constant"] = "trace_step"
+        clip_eps_low: float = Field(0.2, gt=0, description="the ratio is clipped below at 1 minus this")
+        clip_eps_high: float = Field(0.2, gt=0, description="the ratio is clipped above at 1 plus this")
+        kl_beta: float = Field(0.01, ge=0, description="weight of the KL penalty; 0 = none")
+        kl_estimator: Literal["k1", "k2", "k3"] = Field("k3", description="per-token estimate of the KL")
+        loss_normalization: Literal["trace_step", "token", "sequence", "constant"] = Field(
+            "trace_step", description="how tokens are averaged; trace_step is the paper's"
+        )
         constant_length: int = Field(256, ge=1, description="the divisor of loss_normalization = constant")
 
     def __init__(self, options: Options, spec: ModelSpec):
         self.options, self.mask_token_id = options, spec.mask_token_id
+        self.trace_shrink = options.trace_shrink
 
     def rows(self, rollouts: Sequence[Rollout], num_sequences: int) -> list[TrainRow]:
         """One row per rollout with a non-zero advantage; "weight" makes the loss a sum over the update's targets.
 
-        num_sequences: responses that the mean of the update runs over (those without signal included).
+        num_sequences: what the mean over responses divides by (the caller says which responses take part in it).
         """
         rows = []
         for rollout in rollouts:
             row = trace_row(rollout.trace, self.mask_token_id, trace_shrink=self.options.trace_shrink)
             if row is None or rollout.advantage == 0:
                 continue
+            if rollout.old_logprobs is not None:
+                row.values["old_logprobs"] = np.array(rollout.old_logprobs)[row.values["canvas_index"]]
             row.values["advantage"] = np.full(len(row.target_ids), rollout.advantage)
             rows.append(row)
         num_tokens = sum(len(row.target_ids) for row in rows)

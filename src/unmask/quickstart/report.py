@@ -66,14 +66,14 @@ def _words(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     )
     story = (
         "The task is chained arithmetic modulo 10: the model writes one step per operation and boxes the result. It was "
-        "first taught short problems, then longer ones by a sloppy teacher who slips in one step of eight and skips the steps in "
-        "three of ten demonstrations. TraceRL then rewarded right answers only, and trained the model on its own traces: "
-        "the order in which it really unmasked its tokens."
+        "first taught short problems, then longer ones by a sloppy teacher who slips in one step of seven and skips "
+        "the steps in three of ten demonstrations. TraceRL then rewarded right answers only, and trained the model on its own "
+        "traces: the order in which it really unmasked its tokens."
     )
     changed = (
         f"What RL changed: answers without written steps went from {_percent(before['skipped_steps'])} to "
-        f"{_percent(after['skipped_steps'])} of the samples, slips became rare, and the model grew more confident, so that more "
-        "tokens pass the threshold in one step."
+        f"{_percent(after['skipped_steps'])} of the samples, slips became rare, and the model grew more confident, so that "
+        "more tokens pass the threshold in one step."
     )
     facts = (
         f"Before RL, {pass_k[0]} of the questions were already answered right in at least one of {k} samples (after: "
@@ -88,8 +88,8 @@ def _words(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     else:
         verdict = (
             f"Was it more than sharper sampling? {facts} Where a right answer was already among the samples, RL made it "
-            "likely: sharper sampling is not new reasoning. Only the rise of the greedy answers goes beyond it: there the model "
-            "dropped habits of the sloppy teacher that had become its first choice."
+            "likely: sharper sampling is not new reasoning. Only the rise of the greedy answers goes beyond it: there the "
+            "model dropped habits of the sloppy teacher that had become its first choice."
         )
     return [headline, story, changed, verdict]
 

@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from unmask.config import RlRecipe
@@ -30,6 +29,8 @@ def train_rl(
     trainer, settings, params = run.trainer, recipe.train, recipe.rollout
     advantage = get_advantage(recipe.advantage)
     order = EpochOrder(len(source), recipe.run.seed)
+    is_exact = trainer.precision == "float32" and objective.trace_shrink == 1
+    needs_old_logprobs = settings.old_logprobs == "recompute" or (settings.old_logprobs == "auto" and not is_exact)
 
     def loss_fn(batch: RowBatch) -> tuple[Tensor, dict[str, Tensor]]:
         logprobs_N = target_logprobs(
@@ -52,7 +53,7 @@ def train_rl(
             with trainer.autocast():
                 groups = make_rollouts(
                     trainer.model, tokenizer, examples, params, reward, group_size=settings.group_size,
-                    seed_keys=(recipe.run.seed, step), max_batch_size=settings.max_batch_size,
+                    seed_keys=(recipe.run.seed, step), max_batch_size=recipe.run.max_batch_size,
                     policy_version=trainer.optimizer_step,
                 )  # fmt: skip
             # 3. Advantages within each group; groups without variance carry no signal and are left out.
@@ -62,11 +63,9 @@ def train_rl(
                     rollout.advantage = float(value)
             signal = [rollout for group in groups for rollout in group.rollouts if rollout.advantage != 0]
             after_rollouts = time.monotonic()
-            # 4. Old log-probabilities: the sampler's own, unless its arithmetic is not the trainer's.
-            if recipe.train.old_logprobs == "recompute" or (
-                recipe.train.old_logprobs == "auto" and trainer.precision != "float32"
-            ):
-                recompute_logprobs(trainer, signal)
+            # 4. Old log-probabilities: the sampler's own, unless its arithmetic or its views are not the trainer's.
+            if needs_old_logprobs:
+                set_old_logprobs(trainer, signal, objective.trace_shrink)
             # 5. Update: several epochs over even, seeded minibatches.
             stats: list[dict[str, float]] = []
             for epoch in range(settings.num_epochs):
@@ -83,13 +82,15 @@ def train_rl(
     return run.outcome
 
 
-def recompute_logprobs(trainer: Trainer, rollouts: Sequence[Rollout]) -> None:
-    """Replaces the sampler's log-probs by the trainer's, from the weights before the update, in its precision."""
-    with torch.no_grad(), trainer.autocast():
-        traces = [rollout.trace for rollout in rollouts]
-        replayed = replay_logprobs(trainer.model, traces, backend=trainer.backend, max_tokens=trainer.max_tokens)
-    for trace, logprobs in zip(traces, replayed, strict=True):
-        trace.logprobs = logprobs
+def set_old_logprobs(trainer: Trainer, rollouts: Sequence[Rollout], trace_shrink: int) -> None:
+    """Sets `old_logprobs`: the trainer's own, from the weights before the update, in its precision and on its views."""
+    traces = [rollout.trace for rollout in rollouts]
+    with trainer.autocast():
+        replayed = replay_logprobs(
+            trainer.model, traces, trace_shrink=trace_shrink, backend=trainer.backend, max_tokens=trainer.max_tokens
+        )
+    for rollout, logprobs in zip(rollouts, replayed, strict=True):
+        rollout.old_logprobs = logprobs
 
 
 def minibatches(rollouts: Sequence[Rollout], num: int, seed: int) -> list[list[Rollout]]:

@@ -25,8 +25,12 @@ def make_rollouts(
     """`group_size` rewarded responses for each example.
 
     Each response draws from its own seed, derived from params.seed, `seed_keys` and its place (example, member), and does
-    not depend on the others. reward: None leaves rewards unset (plain decoding).
+    not depend on the others. Responses stop at the model's end tokens and at the token that ends a turn of the chat
+    template, unless params.stop_token_ids says otherwise. reward: None leaves rewards unset (plain decoding).
     """
+    if params.stop_token_ids is None:  # a config may not list the token with which the chat template ends a turn
+        stops = tuple(sorted({*model.spec.eos_token_ids, tokenizer.turn_end_id}))
+        params = params.model_copy(update={"stop_token_ids": stops})
     prompts = [ids for example in examples for ids in [tokenizer.prompt_ids(example)] * group_size]
     seeded = [
         params.model_copy(update={"seed": derive_seed(params.seed, *seed_keys, index, member)})

@@ -29,8 +29,9 @@ from unmask.train.interruption import Interruption
 from unmask.train.progress import StageProgress
 from unmask.train.trainer import Trainer
 
-# Keys that may change between a run and its resumption: they say how long and how safely, not what is computed.
-_MAY_CHANGE = ("run.dir", "run.num_threads", "train.max_steps", "stop.", "checkpoint.")
+# Keys that may change between a run and its resumption: where and how safely it runs, and how long it goes on. (A longer
+# train.max_steps stretches a learning rate schedule from here on; everything else of a step stays what it was.)
+_MAY_CHANGE = ("run.dir", "run.num_threads", "run.max_batch_size", "train.max_steps", "stop.", "checkpoint.")
 
 Evaluate = Callable[[], Mapping[str, float]]  # measures the model as it is now, always on the same questions
 
@@ -81,8 +82,10 @@ class Run:
         self.num_steps, self.evaluation = state["num_steps"], state["evaluation"]
         self.metrics.truncate(state["metrics_bytes"])
         self.timings.truncate(state["timings_bytes"])
-        if state["reason"] == "target" or self.num_steps >= self.recipe.train.max_steps:
-            self._reason = state["reason"] or "max_steps"
+        if state["reason"] == "target" and self._is_target_reached():
+            self._reason = "target"
+        elif self.num_steps >= self.recipe.train.max_steps:
+            self._reason = "max_steps"
         return [*notes, f"resuming after step {self.num_steps} from {checkpoint}"]
 
     def __enter__(self) -> Run:
@@ -103,7 +106,7 @@ class Run:
 
     def finish_step(self, metrics: Mapping[str, float], timings: Mapping[str, float]) -> None:
         """Records the step; evaluates, checkpoints and ends the run when that is due."""
-        recipe, stop = self.recipe, self.recipe.stop
+        recipe = self.recipe
         self.num_steps += 1
         self.metrics.write({"step": self.num_steps, **metrics})
         self.timings.write({"step": self.num_steps, **timings})
@@ -111,7 +114,7 @@ class Run:
         if recipe.eval.every_steps and (self.num_steps % recipe.eval.every_steps == 0 or is_last):
             self.evaluation = dict(self.evaluate())
             self.metrics.write({"step": self.num_steps, **{f"eval/{k}": v for k, v in self.evaluation.items()}})
-            if stop.metric and self.num_steps >= stop.min_steps and self._stop_value() >= stop.at_least:
+            if self._is_target_reached():
                 self._reason = "target"
         if self._reason is None and is_last:
             self._reason = "max_steps"
@@ -123,11 +126,9 @@ class Run:
         if self._reason or (every and self.num_steps % every == 0):
             self.save()
 
-    def _stop_value(self) -> float:
-        name = self.recipe.stop.metric
-        if name not in self.evaluation:
-            raise UnmaskError(f"stop.metric {name!r} is not measured; the evaluation gives {', '.join(self.evaluation)}")
-        return self.evaluation[name]
+    def _is_target_reached(self) -> bool:
+        stop = self.recipe.stop
+        return bool(stop.metric) and self.num_steps >= stop.min_steps and self.evaluation[stop.metric] >= stop.at_least
 
     def save(self) -> Path:
         state = {

@@ -10,9 +10,10 @@ from unmask.config import SftRecipe
 from unmask.data.chat import ChatTokenizer
 from unmask.data.sources import EpochOrder, Source
 from unmask.errors import UnmaskError
-from unmask.objectives import Demonstration, SftObjective
+from unmask.objectives import SftObjective
 from unmask.objectives.rows import RowBatch, target_logits
 from unmask.train.run import Outcome, Run
+from unmask.types import Demonstration
 
 
 def train_sft(
@@ -33,7 +34,7 @@ def train_sft(
             # 2. Rows: clean and noisy copies.
             rows = objective.rows(items)
             # 3. One optimizer step.
-            stats = trainer.update(rows, loss_fn)
+            stats = trainer.update(rows, loss_fn) if rows else {}
             # 4. Metrics, evaluation, checkpoint, end.
             num_tokens = sum(len(row.input_ids) for row in rows)
             run.finish_step({**stats, "num_tokens": num_tokens}, {"step_s": time.monotonic() - start})
