@@ -136,8 +136,8 @@ def test_what_is_said_of_the_quickstart() -> None:
     """The numbers in the text are those of its recipes."""
     text = " ".join(README.read_text().split())
     sloppy = tomllib.loads((RECIPES / "2-sft-sloppy.toml").read_text())["source"]["options"]
-    assert "one step in eight is wrong, three demonstrations in ten skip the steps" in text
-    assert (sloppy["slip_rate"], sloppy["terse_rate"]) == (0.12, 0.3)
+    assert "one step in seven is wrong, three demonstrations in ten skip the steps" in text
+    assert (sloppy["slip_rate"], sloppy["terse_rate"]) == (0.15, 0.3)
     assert f"on {NUM_QUESTIONS} held-out questions" in text
 
 
