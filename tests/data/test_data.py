@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from unmask.config import Plugin
-from unmask.data.chained_arithmetic import ChainedArithmetic
+from unmask.data.chained_arithmetic import ChainedArithmetic, count_steps
 from unmask.data.chat import ChatTokenizer
 from unmask.data.sources import EpochOrder, open_source
 from unmask.errors import UnmaskError
@@ -54,6 +54,11 @@ def test_sloppy_teacher() -> None:
     short = [terse[i] for i in range(1000) if ";" not in terse[i].response]
     assert 250 < len(short) < 350
     assert all(last_boxed(e.response) == e.answer for e in short)
+
+
+def test_steps_are_counted() -> None:
+    assert count_steps("9+4=3;3-7=6;6*2=1;\\boxed{1}") == (3, 1)
+    assert count_steps("\\boxed{1}") == (0, 0)
 
 
 def test_order_is_seeded_epochs_without_replacement() -> None:

@@ -35,7 +35,15 @@ def test_all_stages_and_the_report(small, tmp_path) -> None:
     results = json.loads((folder / "results.json").read_text())
     assert results["seed"] == 3
     for when in ("before", "after"):
-        assert {"dynamic", "dynamic_greedy", "static_greedy", "pass_at_k", "skipped_steps"} <= results[when].keys()
+        assert {
+            "dynamic",
+            "dynamic_greedy",
+            "static_greedy",
+            "pass_at_k",
+            "skipped_steps",
+            "wrong_steps",
+            "mean_confidence",
+        } <= results[when].keys()
         assert len(load_records(folder / f"{when}.jsonl")) == 3
     questions = [[r.prompt_text for r in load_records(folder / f"{when}.jsonl")] for when in ("before", "after")]
     assert questions[0] == questions[1]  # the same held-out questions, before and after
@@ -78,7 +86,7 @@ def measured(dynamic: float, greedy: float, pass_k: float) -> dict:
     mode = {"tokens_per_forward": 2.0, "response_length": 30.0}
     return {
         "dynamic": {"accuracy": dynamic, **mode}, "static_greedy": {"accuracy": greedy, **mode}, "pass_at_k": pass_k,
-        "pass_k": 8, "skipped_steps": 0.2,
+        "pass_k": 8, "skipped_steps": 0.2, "wrong_steps": 0.1, "mean_confidence": 0.9,
     }  # fmt: skip
 
 

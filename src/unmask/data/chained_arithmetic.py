@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -24,6 +25,12 @@ _OPERATIONS = {"+": lambda a, b: (a + b) % 10, "-": lambda a, b: (a - b) % 10, "
 
 def is_held_out(question: str) -> bool:
     return hashlib.blake2b(question.encode(), digest_size=4).digest()[0] % HELD_OUT_SHARE == 0
+
+
+def count_steps(response: str) -> tuple[int, int]:
+    """(written steps, those whose result is wrong) of a response; what is not a step `a+b=c` counts as neither."""
+    steps = re.findall(r"(\d)([-+*])(\d)=(\d)", response)
+    return len(steps), sum(_OPERATIONS[sign](int(a), int(b)) != int(c) for a, sign, b, c in steps)
 
 
 class ChainedArithmetic:

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from unmask.config import RlRecipe, SftRecipe, load_recipe
+from unmask.data.chained_arithmetic import count_steps
 from unmask.data.chat import ChatTokenizer
 from unmask.data.sources import open_source
 from unmask.evaluate import evaluate, take_examples, trace_record, write_records
@@ -104,13 +105,22 @@ def measure(checkpoint: Path, recipe: SftRecipe | RlRecipe, traces: Path) -> dic
     model = load_model(checkpoint, device=pick_device(recipe.run.device))
     tokenizer, reward = ChatTokenizer.load(checkpoint), make_reward(recipe.reward)
     examples = take_examples(open_source(recipe.source, "held_out", recipe.run.seed), NUM_QUESTIONS, FIRST_QUESTION)
-    results: dict[str, Any] = {"checkpoint": checkpoint.name, "num_questions": len(examples), "pass_k": PASS_K}
+    results: dict[str, Any] = {
+        "checkpoint": checkpoint.name,
+        "num_questions": len(examples),
+        "pass_k": PASS_K,
+        "num_pass_questions": NUM_PASS_QUESTIONS,
+    }
     for name, params in MODES.items():
         result = evaluate(model, tokenizer, examples, params, reward)
         results[name] = {**result.metrics(), "standard_error": result.standard_error}
         if name == "dynamic":
             rollouts = [group.rollouts[0] for group in result.groups]
-            results["skipped_steps"] = sum("=" not in r.text for r in rollouts) / len(rollouts)
+            counts = [count_steps(rollout.text) for rollout in rollouts]
+            results["skipped_steps"] = sum(steps == 0 for steps, _ in counts) / len(counts)
+            results["wrong_steps"] = sum(wrong for _, wrong in counts) / max(1, sum(steps for steps, _ in counts))
+            confidences = [c for r in rollouts for c in r.trace.confidences[: r.trace.num_response_tokens]]
+            results["mean_confidence"] = sum(confidences) / len(confidences)
             write_records(traces, [trace_record(group, tokenizer) for group in result.groups[:NUM_PLAYED]])
     groups = make_rollouts(
         model,
