@@ -13,7 +13,7 @@ from unmask.viewer import load_records
 
 SETTINGS = (
     "train.max_steps=2", "eval.every_steps=1", "eval.num_examples=4", "eval.sampling.max_new_tokens=8",
-    "optimizer.warmup_steps=0", "checkpoint.every_steps=1", "run.device=cpu",
+    "optimizer.warmup_steps=0", "checkpoint.every_steps=1", "run.device=cpu", "run.num_threads=1",
 )  # fmt: skip
 
 
@@ -55,6 +55,25 @@ def test_all_stages_and_the_report(small, tmp_path) -> None:
     again = unmask("quickstart", "--dir", folder, "--seed", "3", *SETTINGS)
     assert again.returncode == 0, again.stderr
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("checkpoints/*/*")} == before  # nothing is trained twice
+
+
+def test_the_report_plays_in_a_browser(small, tmp_path, browser) -> None:
+    folder = tmp_path / "q"
+    assert unmask("quickstart", "--dir", folder, *SETTINGS).returncode == 0
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    _, messages = browser.open(page, budget_ms=3000)
+    assert messages == []  # under the page's own content policy
+    scenario = """
+        unmaskPlayer.play();
+        while (unmaskPlayer.state().isPlaying) await sleep(100);
+        return { end: unmaskPlayer.state(), charts: findAll(".chart > svg").length };
+    """
+    outcome = browser.run(page, scenario, "--force-prefers-reduced-motion")
+    assert outcome["problems"] == []
+    assert outcome["charts"] == 4
+    records = [load_records(folder / f"{when}.jsonl")[0] for when in ("before", "after")]
+    played = ["".join(r.canvas_pieces[: r.trace.num_response_tokens]) for r in records]
+    assert [panel["text"] for panel in outcome["end"]["panels"]] == played
 
 
 def test_an_interrupted_quickstart_continues(small, tmp_path, monkeypatch) -> None:

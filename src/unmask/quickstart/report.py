@@ -75,8 +75,8 @@ def _words(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     )
     changed = (
         f"What RL changed: answers without written steps went from {skipped[0]} to {skipped[1]} of the samples, and written "
-        f"steps with a wrong result from {wrong[0]} to {wrong[1]}. The mean confidence of an unmasked token went from "
-        f"{sure[0]} to {sure[1]}: that is where the speed comes from, since every token above the threshold is unmasked at once."
+        f"steps with a wrong result from {wrong[0]} to {wrong[1]}. The mean confidence of a token went from "
+        f"{sure[0]} to {sure[1]}; that is where the speed comes from: tokens above the threshold are unmasked at once."
     )
     facts = (
         f"Before RL, {pass_k[0]} of the questions were already answered right in at least one of {k} samples (after: "

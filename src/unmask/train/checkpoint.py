@@ -113,9 +113,7 @@ def load_checkpoint(path: Path, model: Decoder) -> dict[str, Any]:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(tensors[family.to_checkpoint_name(name)])
-    state = torch.load(path / "trainer_state.pt", map_location=model.device, weights_only=True)
-    state["rng"]["torch"] = state["rng"]["torch"].cpu()
-    state["rng"]["cuda"] = [s.cpu() for s in state["rng"]["cuda"]]
+    state = torch.load(path / "trainer_state.pt", map_location="cpu", weights_only=True)
     set_rng_state(state.pop("rng"))
     return state
 
