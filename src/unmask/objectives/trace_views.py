@@ -3,6 +3,8 @@
 For every live (block, step) pair the row holds one noisy copy of the block as it was when the step began: tokens
 unmasked at earlier steps (and prompt tokens heading the block) are visible, those of this and later steps are masked,
 those of this step are the targets. TraceRL, arXiv 2509.06949, section 4; the ragged layout is ours.
+
+Shape suffixes: S positions of the sequence, C noisy copies, T positions of a block.
 """
 
 from __future__ import annotations
@@ -46,37 +48,31 @@ def trace_row(trace: Trace, mask_token_id: int, *, trace_shrink: int = 1, respon
     token_ids = np.array(trace.prompt_ids + trace.canvas_ids, dtype=np.int64)
     if len(token_ids) % b:
         raise UnmaskError(f"trace: prompt and canvas have {len(token_ids)} tokens, not whole blocks of {b}")
-    first = num_prompt // b * b  # the prompt's tail heads the first denoised block
-    step = np.full(len(token_ids), -1, dtype=np.int64)
-    step[num_prompt:] = trace.step_map
-    block = np.arange(len(token_ids)) // b
-    is_drawn = step >= 0
-    pair_of = np.full(len(token_ids), -1, dtype=np.int64)
-    pair_of[is_drawn] = shrink_steps(block[is_drawn], step[is_drawn], trace_shrink)
-    never = (~is_drawn) & (np.arange(len(token_ids)) >= num_prompt)
-    pair_of[never] = np.iinfo(np.int64).max
+    position_S = np.arange(len(token_ids))
+    block_S, canvas_index_S = position_S // b, position_S - num_prompt
+    step_S = np.concatenate((np.full(num_prompt, -1), trace.step_map))
 
-    canvas_index = np.arange(len(token_ids)) - num_prompt
-    trained = is_drawn & (canvas_index < trace.num_response_tokens) if response_only else is_drawn
-    live = np.unique(pair_of[trained])
-    if not len(live):
+    # The (block, step) pair each position was unmasked in; prompt tokens come before all, what never was after all.
+    is_drawn_S = step_S >= 0
+    pair_S = np.where(canvas_index_S < 0, -1, np.iinfo(np.int64).max)
+    pair_S[is_drawn_S] = shrink_steps(block_S[is_drawn_S], step_S[is_drawn_S], trace_shrink)
+
+    is_trained_S = is_drawn_S & (canvas_index_S < trace.num_response_tokens) if response_only else is_drawn_S
+    live_C, first_C = np.unique(pair_S[is_trained_S], return_index=True)
+    if not len(live_C):
         return None
-    pair_block = np.zeros(int(live[-1]) + 1, dtype=np.int64)
-    pair_block[pair_of[is_drawn & (pair_of <= live[-1])]] = block[is_drawn & (pair_of <= live[-1])]
-    noisy_blocks = pair_block[live]
-    grid = (slice(first // b, None), slice(None))
-    by_block = {
-        name: a.reshape(-1, b)[grid][noisy_blocks - first // b]
-        for name, a in (("ids", token_ids), ("pair", pair_of), ("trained", trained), ("canvas", canvas_index))
-    }
-    noisy_ids = np.where(by_block["pair"] >= live[:, None], mask_token_id, by_block["ids"])
-    is_target = (by_block["pair"] == live[:, None]) & by_block["trained"]
-    row = build_row(token_ids, b, noisy_blocks, noisy_ids, is_target)
-    target_canvas = by_block["canvas"][is_target]
+    # One noisy copy of its block for each live pair: as it was when the step began.
+    block_C = block_S[is_trained_S][first_C]
+    position_CT = block_C[:, None] * b + np.arange(b)
+    pair_CT, live_C1 = pair_S[position_CT], live_C[:, None]
+    noisy_ids_CT = np.where(pair_CT >= live_C1, mask_token_id, token_ids[position_CT])
+    is_target_CT = (pair_CT == live_C1) & is_trained_S[position_CT]
+    row = build_row(token_ids, b, block_C, noisy_ids_CT, is_target_CT)
+    target_canvas = canvas_index_S[position_CT][is_target_CT]
     row.values = {
         "old_logprobs": np.array(trace.logprobs, dtype=np.float32)[target_canvas],
         "canvas_index": target_canvas,
-        "step": np.broadcast_to(np.arange(len(live))[:, None], is_target.shape)[is_target],
+        "step": np.nonzero(is_target_CT)[0],
     }
     return row
 
