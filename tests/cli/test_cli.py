@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -43,6 +44,15 @@ def test_help_is_quick_and_loads_no_torch() -> None:
 def test_every_command_explains_itself(command) -> None:
     result = unmask(command, "--help")
     assert (result.returncode, "Usage" in result.stdout) == (0, True)
+
+
+def test_threads_wait_passively_unless_told_otherwise() -> None:
+    code = "import os\nfrom unmask.cli.main import main\ntry: main(['--version'])\nexcept SystemExit: pass\n"
+    for given, expected in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
+        env = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"} | ({"OMP_WAIT_POLICY": given} if given else {})
+        command = [sys.executable, "-c", code + "print(os.environ['OMP_WAIT_POLICY'])"]
+        done = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
+        assert done.stdout.split()[-1] == expected
 
 
 def test_no_words_print_the_help() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -121,6 +122,9 @@ def view(
 
 def main(arguments: list[str] | None = None) -> Any:
     """Entry point. A mistake of the user is one line on stderr and exit code 2; a defect keeps its traceback."""
+    # Threads that wait by spinning stand in each other's way when a machine has other work to do: a training step took
+    # five times as long (docs/log.md). To be set before torch loads OpenMP.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         code = app(arguments, standalone_mode=False)
     except UnmaskError as error:
