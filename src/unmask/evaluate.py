@@ -76,7 +76,7 @@ def trace_record(group: RolloutGroup, tokenizer: ChatTokenizer, member: int = 0)
     return TraceRecord(
         id=example.id,
         trace=rollout.trace,
-        prompt_text=example.messages[-1]["content"],
+        prompt_text=example.messages[-1].content,
         response_text=rollout.text,
         prompt_pieces=tokenizer.pieces(rollout.trace.prompt_ids),
         canvas_pieces=tokenizer.pieces(rollout.trace.canvas_ids),

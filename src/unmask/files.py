@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,15 +56,19 @@ def new_file(path: Path) -> Iterator[Path]:
     except Exception as error:
         raise describe_write_error(error, path) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path, marker: str = "config.json") -> Iterator[Path]:
     """Yields a temporary folder; when the block ends without an error its files are synced and it becomes `path`.
 
-    An existing folder at `path` is replaced; until the very last moment it is intact.
+    An existing folder at `path` is replaced if it is empty or holds `marker` (it is one of ours); it is intact until the
+    new one is complete. Any other folder is refused.
     """
+    if path.exists() and not (path.is_dir() and ((path / marker).exists() or not any(path.iterdir()))):
+        raise UnmaskError(f"{path}: exists and is not a folder with {marker}; it is not replaced, choose another name")
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,6 +113,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UnmaskError(f"{path}: not UTF-8 text") from None
     except json.JSONDecodeError as error:
         raise UnmaskError(f"{path}:{error.lineno}: not valid JSON ({error.msg}, column {error.colno})") from None
+    except (ValueError, RecursionError) as error:
+        raise UnmaskError(f"{path}: not usable JSON ({error})") from None
     if not isinstance(value, dict):
         raise UnmaskError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
@@ -117,7 +123,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields ("file:line", object) for every non-empty line. Raises `UnmaskError` naming the malformed line."""
     try:
-        with open(path, encoding="utf-8") as lines:
+        with open(path, encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, 1):
                 if not line.strip():
                     continue
@@ -126,6 +132,8 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     value = json.loads(line)
                 except json.JSONDecodeError as error:
                     raise UnmaskError(f"{where}: not valid JSON ({error.msg}, column {error.colno})") from None
+                except (ValueError, RecursionError) as error:
+                    raise UnmaskError(f"{where}: not usable JSON ({error})") from None
                 if not isinstance(value, dict):
                     raise UnmaskError(f"{where}: expected a JSON object, found {type(value).__name__}")
                 yield where, value

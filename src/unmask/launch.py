@@ -57,7 +57,9 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("not a CPU or CUDA device")
+    except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).splitlines()[0]
         raise UnmaskError(f"device {name!r} cannot be used: {reason}; use cpu, or auto") from None
     return device

@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from unmask.errors import UnmaskError
 from unmask.files import describe_os_error
 
 
@@ -27,12 +28,12 @@ class JsonlWriter:
 
     def write(self, record: Mapping) -> None:
         """Writes the whole line or (disk full) nothing of it. Raises `UnmaskError`."""
-        line, start = (json.dumps(record) + "\n").encode(), self.size()
+        line, start = (json.dumps(record, allow_nan=False) + "\n").encode(), self.size()
         try:
             while line:
                 line = line[os.write(self._descriptor, line) :]
         except OSError as error:
-            self.truncate(start)
+            os.ftruncate(self._descriptor, start)
             raise describe_os_error(error, self.path) from error
 
     def sync(self) -> int:
@@ -47,7 +48,13 @@ class JsonlWriter:
         return os.fstat(self._descriptor).st_size
 
     def truncate(self, size: int) -> None:
-        """Cuts the file to what the checkpoint knew (lines written after it will be written again)."""
+        """Cuts the file to what the checkpoint knew (lines written after it will be written again).
+
+        Raises `UnmaskError` when that is not there any more: the file is shorter, or has other lines.
+        """
+        kept = self.path.read_bytes()[:size]
+        if len(kept) < size or not (size == 0 or kept.endswith(b"\n")):
+            raise UnmaskError(f"{self.path}: is not the file this run wrote (its checkpoint knows {size} bytes of whole lines)")
         os.ftruncate(self._descriptor, size)
 
     def close(self) -> None:

@@ -13,9 +13,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from unmask.errors import UnmaskError
 
@@ -33,18 +33,36 @@ class SamplingParams(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    max_new_tokens: int = Field(256, ge=1, description="limit on response tokens")
-    block_size: int | None = Field(None, ge=1, description="tokens denoised together; None = the model's")
+    max_new_tokens: int = Field(256, ge=1, le=2**20, description="limit on response tokens")
+    block_size: int | None = Field(None, ge=1, le=2**14, description="tokens denoised together; None = the model's")
     denoising_steps_per_block: int | None = Field(None, ge=1, description="None = block_size (at least one token a step)")
     remasking_strategy: str = Field("low_confidence_dynamic", description="which drawn tokens stay unmasked")
     confidence_threshold: float = Field(0.9, ge=0.0, description="for low_confidence_dynamic; strictly greater passes")
     entropy_bound: float = Field(0.5, ge=0.0, description="nats, for entropy_bounded")
-    temperature: float = Field(1.0, ge=0.0, description="0 = argmax")
+    temperature: float = Field(1.0, ge=0.0, le=100.0, description="0 = argmax; else at least 0.001")
     top_k: int = Field(0, ge=0, description="0 = all")
     top_p: float = Field(1.0, gt=0.0, le=1.0, description="smallest set of tokens with this probability; 1 = all")
-    stop_token_ids: tuple[int, ...] | None = Field(None, strict=False, description="None = the model's eos_token_ids")
+    stop_token_ids: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] | None = Field(
+        None, strict=False, description="None = the model's eos_token_ids"
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the sequence's own random numbers")
     cache: Literal["auto", "none"] = Field("auto", description="auto = keep K/V of committed blocks (exact)")
+
+    @field_validator("temperature")
+    @classmethod
+    def _no_vanishing_temperature(cls, value: float) -> float:
+        if 0 < value < 1e-3:
+            raise ValueError("should be 0 (argmax) or at least 0.001")
+        return value
+
+
+class Message(BaseModel):
+    """One turn of a conversation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    role: str
+    content: str
 
 
 class Example(BaseModel):
@@ -56,7 +74,7 @@ class Example(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     id: str
-    messages: tuple[dict[str, str], ...] = Field(strict=False, min_length=1)
+    messages: tuple[Message, ...] = Field(strict=False, min_length=1)
     response: str | None = None
     answer: str | None = None
 
@@ -189,7 +207,6 @@ class Rollout:
     reward: float | None = None
     reward_reason: str = ""
     advantage: float = 0.0
-    old_logprobs: list[float] | None = None  # per canvas token, by the trainer before the update; None = the sampler's
 
 
 @dataclass(frozen=True, slots=True)

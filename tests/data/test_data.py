@@ -26,7 +26,7 @@ def test_clean_demonstrations_are_right() -> None:
     source = arithmetic(min_operations=1, max_operations=6)
     for i in range(200):
         example = source[i]
-        question = example.messages[0]["content"].removesuffix("=?")
+        question = example.messages[0].content.removesuffix("=?")
         value = int(question[0])
         for sign, term in zip(question[1::2], question[2::2], strict=True):
             value = eval(f"{value} {sign} {term}") % 10
@@ -38,7 +38,7 @@ def test_clean_demonstrations_are_right() -> None:
 
 def test_splits_are_disjoint_and_examples_are_functions_of_their_index() -> None:
     train, held_out = arithmetic(min_operations=1, max_operations=2), arithmetic("held_out", min_operations=1, max_operations=2)
-    questions = [{s[i].messages[0]["content"] for i in range(3000)} for s in (train, held_out)]
+    questions = [{s[i].messages[0].content for i in range(3000)} for s in (train, held_out)]
     assert not questions[0] & questions[1]
     assert train[17] == arithmetic(min_operations=1, max_operations=2)[17]
     assert train[17] != arithmetic(seed=1, min_operations=1, max_operations=2)[17]

@@ -102,7 +102,7 @@ class ToyRlObjective:
     """Policy gradient without clipping."""
 
     Options = NoOptions
-    trace_shrink = 1
+    has_sampler_views = True
 
     def __init__(self, options, spec):
         self.mask = spec.mask_token_id

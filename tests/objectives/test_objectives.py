@@ -151,7 +151,8 @@ def test_advantages() -> None:
     assert ADVANTAGES["group_mean_centred"](rewards) == pytest.approx(rewards - 0.6)
     assert ADVANTAGES["leave_one_out"](rewards) == pytest.approx([r - (3 - r) / 4 for r in rewards])
     for name, advantage in ADVANTAGES.items():
-        assert advantage(np.array([0.3, 0.3, 0.3])) == pytest.approx(np.zeros(3)), name
+        for n in (3, 6, 7):
+            assert not advantage(np.full(n, 0.1)).any(), name  # exactly zero: rounding is no signal
     with pytest.raises(UnmaskError, match="unknown advantage 'gae'; known: group_zscore, group_mean_centred, leave_one_out"):
         get_advantage("gae")
 

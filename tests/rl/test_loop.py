@@ -100,12 +100,14 @@ def test_recomputed_logprobs_are_the_samplers(parts) -> None:
     model, tokenizer, source, reward = parts
     trainer = Trainer(model, OptimizerConfig(), max_optimizer_steps=1, max_tokens_per_micro_batch=200)
     groups = make_rollouts(model, tokenizer, [source[1]], PARAMS, reward, group_size=4)
-    rollouts = groups[0].rollouts
-    before = [list(r.trace.logprobs) for r in rollouts]
-    set_old_logprobs(trainer, rollouts, 1)
-    for rollout, old in zip(rollouts, before, strict=True):
-        assert rollout.old_logprobs == pytest.approx(old, abs=1e-5)
-        assert rollout.trace.logprobs == old  # the sampler's stay
+    for rollout in groups[0].rollouts:
+        rollout.advantage = 1.0
+    rows = TraceRL(TraceRL.Options(), model.spec).rows(groups[0].rollouts, num_sequences=4)
+    samplers = [row.values["old_logprobs"] for row in rows]
+    set_old_logprobs(trainer, rows, PARAMS)
+    for row, old in zip(rows, samplers, strict=True):
+        assert row.values["old_logprobs"] is not old
+        assert row.values["old_logprobs"] == pytest.approx(old, abs=1e-5)
 
 
 @pytest.mark.parametrize("shrink", [1, 2, 4])
@@ -117,9 +119,11 @@ def test_ratios_start_at_one_on_merged_views_too(parts, shrink) -> None:
     for rollout in rollouts:
         rollout.advantage = 1.0
     objective = TraceRL(TraceRL.Options(trace_shrink=shrink), model.spec)
+    assert objective.has_sampler_views == (shrink == 1)
+    rows = objective.rows(rollouts, num_sequences=4)
     if shrink > 1:
-        set_old_logprobs(trainer, rollouts, objective.trace_shrink)
-    for batch in trainer.batches(objective.rows(rollouts, num_sequences=4)):
+        set_old_logprobs(trainer, rows, PARAMS)
+    for batch in trainer.batches(rows):
         new = target_logprobs(model, batch, trainer.backend)
         torch.testing.assert_close(new.detach(), batch.values["old_logprobs"], atol=1e-5, rtol=0)
         assert objective.loss(new, batch)[1]["clip_sum"] == 0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from unmask.config import Plugin, load_recipe
 from unmask.errors import UnmaskError
-from unmask.types import Example, SamplingParams
+from unmask.types import Example, Message, SamplingParams
 
 
 def run_generate(
@@ -31,7 +31,7 @@ def run_generate(
         source = open_source(Plugin(name="jsonl", options={"path": str(input_file)}), "train", 0)
         examples = [source[i] for i in range(len(source))]
     else:
-        turns = ({"role": "user", "content": prompt} for prompt in prompts)
+        turns = (Message(role="user", content=prompt) for prompt in prompts)
         examples = [Example(id=str(i), messages=(turn,)) for i, turn in enumerate(turns)]
     target = pick_device(device)
     folder = find_model_folder(checkpoint)

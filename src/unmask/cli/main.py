@@ -114,6 +114,8 @@ def view(
     from unmask.viewer import load_records, render_player
 
     page = output or traces.with_suffix(".html")
+    if page.resolve() in {p.resolve() for p in (traces, compare) if p}:
+        raise UnmaskError(f"{page}: is the file with the traces; write the page somewhere else")
     other = load_records(compare) if compare else None
     labels = (traces.stem, compare.stem) if compare else ("before", "after")
     write_text(page, render_player(load_records(traces), f"unmask: {traces.name}", other, labels))
@@ -136,6 +138,8 @@ def main(arguments: list[str] | None = None) -> Any:
         code = 130
     except BrokenPipeError:
         code = 0
+    except OSError as error:  # of files, all others are described where they are used
+        code = _fail(f"{error.filename or 'output'}: {error.strerror or error}")
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -32,5 +32,7 @@ class EvalRecipe(Section):
         if not isinstance(values, dict) or not isinstance(values.get("modes", {}), dict):
             return values
         given = values.get("modes", {})
+        if not all(isinstance(mode, dict) for mode in given.values()):
+            return values
         modes = {name: {**defaults, **given.get(name, {})} for name, defaults in DEFAULT_MODES.items()}
         return {**values, "modes": {**given, **modes}}

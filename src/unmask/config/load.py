@@ -60,7 +60,7 @@ def read_toml(file: Path) -> dict[str, Any]:
         raise UnmaskError(f"{file}: no such recipe file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UnmaskError(f"{file}: cannot be read ({error})") from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError among them
         raise UnmaskError(f"{file}: not valid TOML: {error}") from None
 
 
@@ -68,11 +68,13 @@ def _parse_value(text: str) -> Any:
     """A TOML value if it is one, else the text itself: `lr=1e-3`, `name=math`, `ids=[1, 2]` all mean what they say."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # TOMLDecodeError among them
         return text
 
 
 def _merge(into: dict[str, Any], new: dict[str, Any], origin: dict[str, str], where: str, prefix: str = "") -> None:
+    if "name" in new and "options" in into and new["name"] != into.get("name"):
+        into.pop("options")  # they belonged to the part that had this place before
     for key, value in new.items():
         origin[prefix + key] = where
         if isinstance(value, dict) and isinstance(into.get(key), dict):

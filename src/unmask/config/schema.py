@@ -47,7 +47,7 @@ class MachineConfig(Section):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of matrix products; auto = bfloat16 autocast on GPUs that have it, float32 on CPUs"
     )
-    num_threads: int = Field(0, ge=0, description="CPU threads of one operation; 0 = PyTorch's choice")
+    num_threads: int = Field(0, ge=0, le=1024, description="CPU threads of one operation; 0 = PyTorch's choice")
     max_batch_size: int = Field(256, ge=1, description="sequences decoded together; does not change results")
 
 
@@ -151,6 +151,15 @@ class RlRecipe(Section):
     source: Plugin
     reward: Plugin = Field(default_factory=lambda: Plugin(name="boxed"))
     rollout: SamplingParams = Field(default_factory=SamplingParams)
+
+    @model_validator(mode="after")
+    def _rollouts_can_be_trained_on(self) -> RlRecipe:
+        if self.rollout.temperature == 0 or self.rollout.top_k == 1:
+            raise ValueError("rollout: greedy decoding gives identical responses and no advantage; use temperature above 0")
+        if self.rollout.top_k or self.rollout.top_p < 1:
+            raise ValueError("rollout: top_k and top_p are not for RL: after an update the drawn tokens may be filtered out")
+        return self
+
     advantage: str = Field("group_zscore", description="group_zscore, group_mean_centred or leave_one_out")
     objective: Plugin = Field(default_factory=lambda: Plugin(name="trace_rl"))
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)

@@ -17,7 +17,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from unmask.errors import UnmaskError
-from unmask.types import Example
+from unmask.types import Example, Message
 
 HELD_OUT_SHARE = 8  # one question in 8 is held out, by a hash of its text: the splits are disjoint by construction
 _OPERATIONS = {"+": lambda a, b: (a + b) % 10, "-": lambda a, b: (a - b) % 10, "*": lambda a, b: (a * b) % 10}
@@ -78,7 +78,7 @@ class ChainedArithmetic:
         is_terse = rng.random() < o.terse_rate
         return Example(
             id=f"{self.split}-{index}",
-            messages=({"role": "user", "content": question},),
+            messages=(Message(role="user", content=question),),
             response=f"\\boxed{{{true}}}" if is_terse else "".join(steps) + f"\\boxed{{{written}}}",
             answer=str(true),
         )

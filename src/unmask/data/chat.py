@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ class ChatTokenizer:
 
     def prompt_ids(self, example: Example) -> list[int]:
         """Token ids of the conversation, up to where the assistant starts to write."""
-        return self._template(example.messages, add_generation_prompt=True)
+        return self._template([m.model_dump() for m in example.messages], add_generation_prompt=True)
 
     def response_ids(self, example: Example) -> list[int]:
         """Token ids of the demonstration, its end-of-turn token included."""
@@ -92,10 +92,8 @@ class ChatTokenizer:
         """Each token as text, special tokens included."""
         return [str(self.tokenizer.decode([i])) for i in ids]
 
-    def _template(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> list[int]:
-        text = self.tokenizer.apply_chat_template(
-            [dict(m) for m in messages], add_generation_prompt=add_generation_prompt, tokenize=False
-        )
+    def _template(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> list[int]:
+        text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, tokenize=False)
         return self.encode(str(text))
 
     def _find_turn_end(self) -> int:

@@ -41,8 +41,11 @@ class JsonlSource:
         o = self.options
         example = {"id": str(row.get("id", where.rpartition(":")[2]))}
         for field, key in (("answer", o.answer_key), ("response", o.response_key)):
-            if key in row:
-                example[field] = row[key] if isinstance(row[key], str) else str(row[key])
+            value = row.get(key)
+            if isinstance(value, list | dict | bool):
+                raise UnmaskError(f"{where}: {key} must be text or a number, found {type(value).__name__}")
+            if value is not None:
+                example[field] = str(value)
         if "messages" in row:
             return check(Example, {**example, "messages": row["messages"]}, where)
         if not isinstance(row.get(o.question_key), str):

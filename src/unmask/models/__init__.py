@@ -14,8 +14,11 @@ FAMILIES: dict[str, ModelFamily] = {family.name: family for family in (SDAR(),)}
 
 def find_family(config: dict[str, Any], where: str = "config.json") -> ModelFamily:
     """The family a parsed config.json belongs to, by `model_type`, else by `architectures`. Raises `UnmaskError`."""
+    model_type, architectures = config.get("model_type"), config.get("architectures")
     for family in FAMILIES.values():
-        if config.get("model_type") in family.model_types or set(config.get("architectures") or ()) & set(family.architectures):
+        if model_type in family.model_types:
+            return family
+        if model_type is None and isinstance(architectures, list) and set(architectures) & set(family.architectures):
             return family
     known = ", ".join(t for family in FAMILIES.values() for t in family.model_types)
     raise UnmaskError(f"{where}: model_type {config.get('model_type')!r} is unknown; known: {known}")

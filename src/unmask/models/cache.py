@@ -19,12 +19,11 @@ class KVCache:
     until `commit` keeps the clean ones; a noisy copy's are simply not committed.
     """
 
-    def __init__(self, spec: ModelSpec, rows: int, num_slots: int, block_size: int, like: Tensor):
-        shape = (spec.num_layers, rows, spec.num_kv_heads, num_slots, spec.head_dim)
-        self.k = torch.zeros(shape, dtype=like.dtype, device=like.device)
-        self.v = torch.zeros_like(self.k)
+    def __init__(self, spec: ModelSpec, rows: int, num_slots: int, block_size: int, device: torch.device):
+        self._shape = (spec.num_layers, rows, spec.num_kv_heads, num_slots, spec.head_dim)
+        self.k = self.v = torch.empty(0, device=device)  # allocated at the first commit, in the dtype of what comes
         self.block_size = block_size
-        self.length_B = torch.zeros(rows, dtype=torch.long, device=like.device)
+        self.length_B = torch.zeros(rows, dtype=torch.long, device=device)
         self._num_visible = 0  # slots any row uses; a Python int so that slicing costs no device sync
         self._new: list[tuple[Tensor, Tensor]] = []
 
@@ -39,7 +38,7 @@ class KVCache:
         if not self._num_visible:
             return k_BGLK, v_BGLK
         return (
-            torch.cat((self.k[layer, :, :, : self._num_visible], k_BGLK), 2),
+            torch.cat((self.k[layer, :, :, : self._num_visible].to(k_BGLK.dtype), k_BGLK), 2),
             torch.cat((self.v[layer, :, :, : self._num_visible], v_BGLK), 2),
         )
 
@@ -48,17 +47,24 @@ class KVCache:
 
         max_length: an upper bound of the rows' lengths afterwards, known without asking the device.
         """
+        if not self.k.numel():  # under autocast, keys and values have another dtype than the weights
+            self.k = self._new[0][1].new_zeros(self._shape)
+            self.v = torch.zeros_like(self.k)
         num_new = self._new[0][0].shape[2]
         offset_L = torch.arange(num_new, device=self.k.device)
         row, column = (offset_L < num_tokens_B[:, None]).nonzero(as_tuple=True)
         slot = self.length_B[row] + column
         for layer, (k_BGLK, v_BGLK) in enumerate(self._new):
-            self.k[layer, row, :, slot] = k_BGLK[row, :, column]
-            self.v[layer, row, :, slot] = v_BGLK[row, :, column]
+            self.k[layer, row, :, slot] = k_BGLK[row, :, column].to(self.k.dtype)
+            self.v[layer, row, :, slot] = v_BGLK[row, :, column].to(self.v.dtype)
         self.length_B = self.length_B + num_tokens_B
         self._num_visible = max_length
         self._new = []
 
     def select(self, rows: Tensor) -> None:
         """Keeps only these rows."""
-        self.k, self.v, self.length_B = self.k[:, rows], self.v[:, rows], self.length_B[rows]
+        self.length_B = self.length_B[rows]
+        if self.k.numel():
+            self.k, self.v = self.k[:, rows], self.v[:, rows]
+        else:
+            self._shape = (self._shape[0], len(rows), *self._shape[2:])

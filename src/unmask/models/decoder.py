@@ -184,8 +184,8 @@ class Decoder(nn.Module):
         return self.head(self(input_ids_BL, layout))
 
     def new_cache(self, rows: int, num_slots: int, block_size: int) -> KVCache:
-        """An empty cache with the weights' dtype and device."""
-        return KVCache(self.spec, rows, num_slots, block_size, self.embed_tokens.weight)
+        """An empty cache on the weights' device."""
+        return KVCache(self.spec, rows, num_slots, block_size, self.device)
 
     @property
     def device(self) -> torch.device:

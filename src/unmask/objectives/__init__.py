@@ -33,10 +33,11 @@ class SftObjective(Protocol):
 class RlObjective(Protocol):
     """A class `(options: Options, spec: ModelSpec)` with a pydantic model `Options` inside."""
 
-    trace_shrink: int  # how its views merge steps; 1 = they are the sampler's, whose log-probs can serve as the old ones
+    has_sampler_views: bool  # its rows show what the sampler saw, so the sampler's log-probs can serve as the old ones
 
     def rows(self, rollouts: Sequence[Rollout], num_sequences: int) -> list[TrainRow]:
-        """Rows of one optimizer step; `num_sequences` is what a mean over responses divides by."""
+        """Rows of one optimizer step, with "old_logprobs" among their `values` (the sampler's; the loop replaces them by
+        the trainer's where they cannot serve). `num_sequences` is what a mean over responses divides by."""
         ...
 
     def loss(self, logprobs_N: Tensor, batch: RowBatch) -> tuple[Tensor, dict[str, Tensor]]:

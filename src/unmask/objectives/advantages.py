@@ -8,23 +8,28 @@ import numpy as np
 
 from unmask.errors import UnmaskError
 
+_NO_VARIANCE = 1e-8
+
+
+def _centred(rewards: np.ndarray) -> np.ndarray:
+    """r - mean; exactly zero for a group without variance, where rounding would pass for a signal."""
+    return rewards - rewards.mean() if rewards.std() > _NO_VARIANCE else np.zeros_like(rewards)
+
 
 def group_zscore(rewards: np.ndarray) -> np.ndarray:
     """(r - mean) / population std; zeros for a group without variance (it carries no signal). TraceRL paper, eq. 3."""
-    deviation = rewards - rewards.mean()
-    std = rewards.std()
-    return deviation / std if std > 1e-8 else np.zeros_like(deviation)
+    return _centred(rewards) / max(float(rewards.std()), _NO_VARIANCE)
 
 
 def group_mean_centred(rewards: np.ndarray) -> np.ndarray:
     """r - mean, without dividing by the deviation. Dr. GRPO, arXiv 2503.20783."""
-    return rewards - rewards.mean()
+    return _centred(rewards)
 
 
 def leave_one_out(rewards: np.ndarray) -> np.ndarray:
     """r - mean of the others; zeros for a group of one. RLOO, arXiv 2402.14740."""
     n = len(rewards)
-    return (rewards - rewards.mean()) * n / (n - 1) if n > 1 else np.zeros_like(rewards)
+    return _centred(rewards) * n / max(1, n - 1)
 
 
 ADVANTAGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {

@@ -64,7 +64,7 @@ class TraceRL:
 
     def __init__(self, options: Options, spec: ModelSpec):
         self.options, self.mask_token_id = options, spec.mask_token_id
-        self.trace_shrink = options.trace_shrink
+        self.has_sampler_views = options.trace_shrink == 1
 
     def rows(self, rollouts: Sequence[Rollout], num_sequences: int) -> list[TrainRow]:
         """One row per rollout with a non-zero advantage; "weight" makes the loss a sum over the update's targets.
@@ -76,8 +76,6 @@ class TraceRL:
             row = trace_row(rollout.trace, self.mask_token_id, trace_shrink=self.options.trace_shrink)
             if row is None or rollout.advantage == 0:
                 continue
-            if rollout.old_logprobs is not None:
-                row.values["old_logprobs"] = np.array(rollout.old_logprobs)[row.values["canvas_index"]]
             row.values["advantage"] = np.full(len(row.target_ids), rollout.advantage)
             rows.append(row)
         num_tokens = sum(len(row.target_ids) for row in rows)

@@ -82,19 +82,17 @@ def replay_logprobs(
     model: Decoder,
     traces: list[Trace],
     *,
-    trace_shrink: int = 1,
     backend: AttentionBackend = DenseAttention,
     max_tokens: int = 16384,
 ) -> list[list[float]]:
     """What the trainer computes for each trace: one log-probability per canvas token (0.0 where never unmasked).
 
-    The distribution is that of the trace's own decode settings (temperature, top_k, top_p), as in the sampler. With
-    `trace_shrink` above 1 the views are merged ones, which the sampler never saw.
+    The distribution is that of the trace's own decode settings (temperature, top_k, top_p), as in the sampler.
     """
     result = [[0.0] * len(trace.canvas_ids) for trace in traces]
     by_settings: dict[tuple, list[tuple[int, TrainRow]]] = {}
     for i, trace in enumerate(traces):
-        row = trace_row(trace, model.spec.mask_token_id, trace_shrink=trace_shrink, response_only=False)
+        row = trace_row(trace, model.spec.mask_token_id, response_only=False)
         if row is not None:
             row.values["trace"] = np.full(len(row.target_ids), i)
             settings = tuple(trace.settings.get(k, d) for k, d in (("temperature", 1.0), ("top_k", 0), ("top_p", 1.0)))

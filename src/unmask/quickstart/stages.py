@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from unmask.config import RlRecipe, SftRecipe, load_recipe
+from unmask.config import RlRecipe, SftRecipe, load_recipe, read_toml
 from unmask.data.chained_arithmetic import count_steps
 from unmask.data.chat import ChatTokenizer
 from unmask.data.sources import open_source
@@ -27,6 +27,7 @@ from unmask.models.checkpoint import load_model
 from unmask.quickstart.report import write_report
 from unmask.rewards import make_reward
 from unmask.rl.rollout import make_rollouts
+from unmask.train.checkpoint import MANIFEST
 from unmask.train.progress import format_seconds
 from unmask.types import SamplingParams
 
@@ -48,13 +49,14 @@ MODES = {
 def run_quickstart(seed: int, folder: Path, settings: list[str]) -> int:
     """Runs what is not done yet; returns the exit code. `settings` apply to every stage (run.device=cpu, ...)."""
     console = Console(stderr=True, highlight=False)
-    begin, checkpoint = time.monotonic(), ""
+    begin = time.monotonic()
     recipes: list[SftRecipe | RlRecipe] = []
     for name, kind, _ in STAGES:
-        own = [f'run.dir="{folder / name}"', f"run.seed={seed}"]
-        file = Path(str(resources.files("unmask.quickstart") / "recipes" / f"{name}.toml"))
-        recipes.append(load_recipe(kind, [file], [*own, *settings, *([f'model.path="{checkpoint}"'] if checkpoint else [])]))
-        checkpoint = "(the stage before)"
+        base: dict[str, Any] = read_toml(Path(str(resources.files("unmask.quickstart") / "recipes" / f"{name}.toml")))
+        base["run"] = {**base["run"], "dir": str(folder / name), "seed": seed}
+        if recipes:
+            base["model"]["path"] = "(the stage before)"
+        recipes.append(load_recipe(kind, [], settings, base=base))
 
     checkpoints: list[Path] = []
     for (name, _, title), recipe in zip(STAGES, recipes, strict=True):
@@ -72,7 +74,7 @@ def run_quickstart(seed: int, folder: Path, settings: list[str]) -> int:
         checkpoints.append(outcome.checkpoint)
 
     for name, path in (("before", checkpoints[1]), ("after", checkpoints[2])):
-        if not (folder / f"{name}.json").exists():
+        if not is_measured(folder / f"{name}.json", path):
             console.print(f"measuring {name} RL on {NUM_QUESTIONS} held-out questions ...")
             write_text(
                 folder / f"{name}.json",
@@ -100,13 +102,18 @@ def _say_stage(console: Console, title: str, recipe: Any, outcome: Any, seconds:
     console.print(f"{title}: {how} {target} after {outcome.num_steps} steps, {format_seconds(seconds)}")
 
 
+def is_measured(file: Path, checkpoint: Path) -> bool:
+    """Has this very checkpoint been measured already?"""
+    return file.exists() and read_json(file).get("manifest") == read_json(checkpoint / MANIFEST)
+
+
 def measure(checkpoint: Path, recipe: SftRecipe | RlRecipe, traces: Path) -> dict[str, Any]:
     """Accuracy and speed in each mode, what the samples can reach at best, and how often the steps are skipped."""
     model = load_model(checkpoint, device=pick_device(recipe.run.device))
     tokenizer, reward = ChatTokenizer.load(checkpoint), make_reward(recipe.reward)
     examples = take_examples(open_source(recipe.source, "held_out", recipe.run.seed), NUM_QUESTIONS, FIRST_QUESTION)
     results: dict[str, Any] = {
-        "checkpoint": checkpoint.name,
+        "manifest": read_json(checkpoint / MANIFEST),
         "num_questions": len(examples),
         "pass_k": PASS_K,
         "num_pass_questions": NUM_PASS_QUESTIONS,

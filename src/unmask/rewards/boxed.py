@@ -38,5 +38,5 @@ class Boxed:
         extracted = last_boxed(rollout.text)
         if extracted is None:
             return 0.0, "no boxed answer"
-        is_right = extracted.split() == (example.answer or "").split()
+        is_right = bool(extracted.split()) and extracted.split() == (example.answer or "").split()
         return (1.0, "right") if is_right else (self.options.wrong_reward, f"boxed {extracted}, expected {example.answer}")

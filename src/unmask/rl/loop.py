@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from unmask.config import RlRecipe
@@ -13,13 +14,12 @@ from unmask.data.chat import ChatTokenizer
 from unmask.data.sources import EpochOrder, Source
 from unmask.objectives import RlObjective
 from unmask.objectives.advantages import get_advantage
-from unmask.objectives.rows import RowBatch, target_logprobs
-from unmask.objectives.trace_views import replay_logprobs
+from unmask.objectives.rows import RowBatch, TrainRow, collate, split_rows, target_logprobs
 from unmask.rewards import RewardFn
 from unmask.rl.rollout import derive_seed, make_rollouts
 from unmask.train.run import Outcome, Run
 from unmask.train.trainer import Trainer
-from unmask.types import Rollout, RolloutGroup
+from unmask.types import Rollout, RolloutGroup, SamplingParams
 
 
 def train_rl(
@@ -29,7 +29,7 @@ def train_rl(
     trainer, settings, params = run.trainer, recipe.train, recipe.rollout
     advantage = get_advantage(recipe.advantage)
     order = EpochOrder(len(source), recipe.run.seed)
-    is_exact = trainer.precision == "float32" and objective.trace_shrink == 1
+    is_exact = trainer.precision == "float32" and objective.has_sampler_views
     needs_old_logprobs = settings.old_logprobs == "recompute" or (settings.old_logprobs == "auto" and not is_exact)
 
     def loss_fn(batch: RowBatch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -63,17 +63,20 @@ def train_rl(
                     rollout.advantage = float(value)
             signal = [rollout for group in groups for rollout in group.rollouts if rollout.advantage != 0]
             after_rollouts = time.monotonic()
-            # 4. Old log-probabilities: the sampler's own, unless its arithmetic or its views are not the trainer's.
+            # 4. Rows of all updates: several epochs over even, seeded minibatches.
+            parts = [
+                part
+                for epoch in range(settings.num_epochs)
+                for part in minibatches(signal, settings.num_minibatches, derive_seed(recipe.run.seed, step, epoch))
+            ]
+            updates = [rows for part in parts if (rows := objective.rows(part, num_sequences=len(part)))]
+            # 5. Old log-probabilities: the sampler's own, unless its arithmetic or its views are not the trainer's.
             if needs_old_logprobs:
-                set_old_logprobs(trainer, signal, objective.trace_shrink)
-            # 5. Update: several epochs over even, seeded minibatches.
-            stats: list[dict[str, float]] = []
-            for epoch in range(settings.num_epochs):
-                for part in minibatches(signal, settings.num_minibatches, derive_seed(recipe.run.seed, step, epoch)):
-                    rows = objective.rows(part, num_sequences=len(part))
-                    if rows:
-                        stats.append(trainer.update(rows, loss_fn))
-            # 6. Metrics, evaluation, checkpoint, end.
+                for rows in updates:
+                    set_old_logprobs(trainer, rows, params)
+            # 6. The updates.
+            stats = [trainer.update(rows, loss_fn) for rows in updates]
+            # 7. Metrics, evaluation, checkpoint, end.
             end = time.monotonic()
             run.finish_step(
                 {**rollout_metrics(groups), **update_metrics(stats)},
@@ -82,15 +85,15 @@ def train_rl(
     return run.outcome
 
 
-def set_old_logprobs(trainer: Trainer, rollouts: Sequence[Rollout], trace_shrink: int) -> None:
-    """Sets `old_logprobs`: the trainer's own, from the weights before the update, in its precision and on its views."""
-    traces = [rollout.trace for rollout in rollouts]
-    with trainer.autocast():
-        replayed = replay_logprobs(
-            trainer.model, traces, trace_shrink=trace_shrink, backend=trainer.backend, max_tokens=trainer.max_tokens
-        )
-    for rollout, logprobs in zip(rollouts, replayed, strict=True):
-        rollout.old_logprobs = logprobs
+@torch.no_grad()
+def set_old_logprobs(trainer: Trainer, rows: Sequence[TrainRow], params: SamplingParams) -> None:
+    """Replaces the rows' old log-probs by the trainer's: from the weights as they are, in its precision, on these views."""
+    for part in split_rows(rows, trainer.max_tokens):
+        batch = collate(part, trainer.model.spec.pad_token_id, trainer.model.device)
+        with trainer.autocast():
+            logprobs_N = target_logprobs(trainer.model, batch, trainer.backend, temperature=params.temperature)
+        for row, values in zip(part, logprobs_N.split([len(row.target_ids) for row in part]), strict=True):
+            row.values["old_logprobs"] = values.cpu().numpy()
 
 
 def minibatches(rollouts: Sequence[Rollout], num: int, seed: int) -> list[list[Rollout]]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from unmask.data.chat import ChatTokenizer
 from unmask.diffusion.generate import generate
+from unmask.errors import UnmaskError
 from unmask.models import Decoder
 from unmask.rewards import RewardFn
 from unmask.types import Example, Rollout, RolloutGroup, SamplingParams
@@ -28,6 +29,8 @@ def make_rollouts(
     not depend on the others. Responses stop at the model's end tokens and at the token that ends a turn of the chat
     template, unless params.stop_token_ids says otherwise. reward: None leaves rewards unset (plain decoding).
     """
+    if reward is not None and (unanswered := [e.id for e in examples if not (e.answer or "").strip()]):
+        raise UnmaskError(f"example {unanswered[0]}: has no answer; a reward compares with one")
     if params.stop_token_ids is None:  # a config may not list the token with which the chat template ends a turn
         stops = tuple(sorted({*model.spec.eos_token_ids, tokenizer.turn_end_id}))
         params = params.model_copy(update={"stop_token_ids": stops})

@@ -27,6 +27,7 @@ from unmask.models import Decoder, find_family
 from unmask.models.checkpoint import copy_tokenizer, write_weights
 
 MANIFEST = "manifest.json"
+REQUIRED = ("config.json", "model.safetensors", "trainer_state.pt")
 
 
 def seed_rng(seed: int) -> None:
@@ -61,7 +62,7 @@ def save_checkpoint(
 ) -> Path:
     """Writes checkpoints/step-N atomically, then removes all but the newest `keep_last`. Raises `UnmaskError`."""
     target = folder / f"step-{step:08d}"
-    with new_folder(target) as temporary:
+    with new_folder(target, marker=MANIFEST) as temporary:
         write_weights(model, temporary)
         copy_tokenizer(tokenizer_from, temporary)
         torch.save({**state, "rng": rng_state()}, temporary / "trainer_state.pt")
@@ -80,7 +81,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint whose files match its manifest, and a line for each newer one that does not."""
-    skipped: list[str] = []
+    skipped = [f"{path}: skipped, it has no {MANIFEST}" for path in folder.glob("step-*") if not (path / MANIFEST).exists()]
     for path in reversed(list_checkpoints(folder)):
         if problem := find_damage(path):
             skipped.append(f"{path}: skipped, {problem}")
@@ -93,6 +94,8 @@ def find_damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
         files = read_json(path / MANIFEST)["files"]
+        if missing := [name for name in REQUIRED if name not in files]:
+            return f"its manifest does not list {missing[0]}"
         for name, facts in files.items():
             file = path / name
             if not file.exists():

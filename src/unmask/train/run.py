@@ -7,7 +7,9 @@ RUN/checkpoints/       see train/checkpoint.py
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import platform
 import shutil
 import sys
@@ -33,6 +35,7 @@ from unmask.train.trainer import Trainer
 # train.max_steps stretches a learning rate schedule from here on; everything else of a step stays what it was.)
 _MAY_CHANGE = ("run.dir", "run.num_threads", "run.max_batch_size", "train.max_steps", "stop.", "checkpoint.")
 
+LOCK = ".lock"
 Evaluate = Callable[[], Mapping[str, float]]  # measures the model as it is now, always on the same questions
 
 
@@ -63,6 +66,7 @@ class Run:
         self.num_steps = 0
         self.evaluation: dict[str, float] = {}
         self._reason: str | None = None
+        self._lock = lock_folder(folder, resume)
         prepare_folder(folder, recipe, resume)
         self.metrics, self.timings = JsonlWriter(folder / "metrics.jsonl"), JsonlWriter(folder / "timings.jsonl")
         notes = self._restore() if resume else []
@@ -73,6 +77,8 @@ class Run:
 
     def _restore(self) -> list[str]:
         checkpoint, notes = newest_valid(self.folder / "checkpoints")
+        if checkpoint is None and notes:
+            raise UnmaskError(f"{self.folder}: no checkpoint here is whole ({notes[0]}); nothing was changed")
         if checkpoint is None:
             self.metrics.truncate(0)
             self.timings.truncate(0)
@@ -98,6 +104,7 @@ class Run:
         self.interruption.__exit__(*exc_info)
         self.metrics.close()
         self.timings.close()
+        os.close(self._lock)
 
     def steps(self) -> Iterator[int]:
         """Yields step 0, 1, .. (or from where the checkpoint stood) until the run ends."""
@@ -153,29 +160,49 @@ class Run:
         return Outcome(self._reason, self.num_steps, checkpoint, self.evaluation, signal_name, code)  # type: ignore[arg-type]
 
 
+def lock_folder(folder: Path, resume: bool) -> int:
+    """Keeps a second process out of the folder for as long as this one lives; returns the lock's file descriptor."""
+    if resume and not folder.is_dir():
+        raise UnmaskError(f"{folder}: nothing to resume here (no such folder)")
+    if not resume and folder.is_dir() and any(not _is_leftover(path) for path in folder.iterdir()):
+        raise UnmaskError(f"{folder}: is not empty; continue that run with --resume or choose another run.dir")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise describe_os_error(error, folder) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise UnmaskError(
+            f"{folder}: another process is running in this folder; wait for it or choose another run.dir"
+        ) from None
+    return descriptor
+
+
+def _is_leftover(path: Path) -> bool:
+    """The lock, or something that was being written when a process died."""
+    return path.name == LOCK or (path.name.startswith(".") and ".tmp-" in path.name)
+
+
 def prepare_folder(folder: Path, recipe: SftRecipe | RlRecipe, resume: bool) -> None:
     """Creates the folder with the resolved recipe, or checks that the one there belongs to it. Raises `UnmaskError`."""
     file = folder / "recipe.toml"
+    for leftover in (*folder.glob(".*.tmp-*"), *(folder / "checkpoints").glob(".*.tmp-*")):
+        shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink()
     if resume and not file.exists():
         raise UnmaskError(f"{folder}: nothing to resume here (no recipe.toml)")
     if resume:
         try:
             stored = _flatten(tomllib.loads(file.read_text(encoding="utf-8")))
-        except (OSError, tomllib.TOMLDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise UnmaskError(f"{file}: cannot be read ({error})") from None
         given = _flatten(tomllib.loads(to_toml(recipe)))
         for key in sorted(stored.keys() | given.keys()):
             if stored.get(key) != given.get(key) and not key.startswith(_MAY_CHANGE):
                 was, now = stored.get(key), given.get(key)
                 raise UnmaskError(f"{file}: cannot resume, {key} was {was!r} and is now {now!r}; use another run.dir")
-        for leftover in (folder / "checkpoints").glob(".step-*"):
-            shutil.rmtree(leftover, ignore_errors=True)  # a checkpoint that was being written when the process died
-    elif folder.exists() and any(folder.iterdir()):
-        raise UnmaskError(f"{folder}: is not empty; continue that run with --resume or choose another run.dir")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise describe_os_error(error, folder) from error
     write_text(file, to_toml(recipe))
     write_text(folder / "versions.json", json.dumps(versions(), indent=2) + "\n")
 

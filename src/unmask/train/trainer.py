@@ -67,10 +67,10 @@ class Trainer:
             for key, value in (("loss", loss.detach()), *more.items()):
                 sums[key] = sums[key] + value if key in sums else value
         grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm, foreach=True)
-        if not torch.isfinite(grad_norm):
+        if not (torch.isfinite(grad_norm) and torch.isfinite(sums["loss"])):
             raise UnmaskError(
-                f"optimizer step {self.optimizer_step}: the gradient is not finite (loss {float(sums['loss'])}); "
-                "lower optimizer.lr or check the data; the last checkpoint is intact"
+                f"optimizer step {self.optimizer_step}: loss {float(sums['loss'])} or gradient {float(grad_norm)} is not "
+                "finite; lower optimizer.lr or check the data; the last checkpoint is intact"
             )
         lr = learning_rate(self.config, self.optimizer_step, self.max_optimizer_steps)
         for group in self.optimizer.param_groups:
