@@ -9,6 +9,7 @@ import pytest
 from tests.recipes import unmask
 from unmask.quickstart import stages
 from unmask.quickstart.report import _words
+from unmask.train.checkpoint import list_checkpoints
 from unmask.viewer import load_records
 
 SETTINGS = (
@@ -48,7 +49,7 @@ def test_all_stages_and_the_report(small, tmp_path) -> None:
     questions = [[r.prompt_text for r in load_records(folder / f"{when}.jsonl")] for when in ("before", "after")]
     assert questions[0] == questions[1]  # the same held-out questions, before and after
     page = (folder / "report.html").read_text()
-    assert "sharper sampling is not new reasoning" in page
+    assert "Not reached within the limit of steps: the target of 1-sft-basics and 2-sft-sloppy and 3-rl." in page
     assert "Recipe of 3-rl" in page
 
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("checkpoints/*/*")}
@@ -105,14 +106,49 @@ def measured(dynamic: float, greedy: float, pass_k: float) -> dict:
     mode = {"tokens_per_forward": 2.0, "response_length": 30.0}
     return {
         "dynamic": {"accuracy": dynamic, **mode}, "static_greedy": {"accuracy": greedy, **mode}, "pass_at_k": pass_k,
-        "pass_k": 8, "skipped_steps": 0.2, "wrong_steps": 0.1, "mean_confidence": 0.9,
+        "pass_k": 8, "num_pass_questions": 128, "num_questions": 512, "skipped_steps": 0.2, "wrong_steps": 0.1,
+        "mean_confidence": 0.9,
     }  # fmt: skip
 
 
-def test_the_words_follow_from_the_numbers() -> None:
-    sharper = _words(measured(0.5, 0.97, 0.99), measured(0.93, 0.98, 1.0))
-    assert "50.0 % to 93.0 % right (+43 points)" in sharper[0]
-    assert sharper[-1].startswith("What RL did not change: the skill was already there.")
-    more = _words(measured(0.3, 0.4, 0.7), measured(0.8, 0.9, 0.95))
-    assert more[-1].startswith("Was it more than sharper sampling?")
-    assert "40.0 % (after: 90.0 %)" in more[-1]
+@pytest.mark.parametrize(
+    ("before", "after", "beginning"),
+    [
+        ((0.5, 0.97, 0.99), (0.93, 0.98, 1.0), "What RL did not change: the skill was already there."),
+        ((0.3, 0.4, 0.7), (0.8, 0.9, 0.95), "Was it more than sharper sampling?"),
+        ((0.5, 0.97, 0.99), (0.2, 0.3, 0.5), "RL did not improve the sampled answers in this run."),
+        ((0.5, 0.97, 0.99), (0.8, 0.7, 0.9), "RL made sampled answers better and the most probable ones worse"),
+    ],
+)
+def test_the_words_follow_from_the_numbers(before, after, beginning) -> None:
+    words = _words(measured(*before), measured(*after), [])
+    change = 100 * (after[0] - before[0])
+    assert f"to {after[0]:.1%} right ({change:+.0f} points)".replace("%", " %") in words[0]
+    assert words[-1].startswith(beginning)
+    assert ("sharper sampling is not new reasoning" in words[-1]) == (after[0] > before[0] and after[1] > 0.8)
+    assert _words(measured(*before), measured(*after), ["3-rl"])[-1].endswith("the target of 3-rl.")
+
+
+def test_before_and_after_are_different_checkpoints(small, tmp_path) -> None:
+    """Before is stage 2, after is stage 3; a checkpoint that was measured is not measured again, another one is."""
+    folder = tmp_path / "q"
+    assert unmask("quickstart", "--dir", folder, *SETTINGS).returncode == 0
+    for when, stage in (("before", "2-sft-sloppy"), ("after", "3-rl")):
+        newest = list_checkpoints(folder / stage / "checkpoints")[-1]
+        assert json.loads((folder / f"{when}.json").read_text())["manifest"] == json.loads(
+            (newest / "manifest.json").read_text()
+        )
+    facts = json.loads((folder / "before.json").read_text())
+    (folder / "before.json").write_text(json.dumps({**facts, "manifest": {}}))
+    (folder / "after.json").write_text(json.dumps({**json.loads((folder / "after.json").read_text()), "kept": True}))
+    assert unmask("quickstart", "--dir", folder, *SETTINGS).returncode == 0
+    assert json.loads((folder / "before.json").read_text())["manifest"] == facts["manifest"]
+    assert json.loads((folder / "after.json").read_text())["kept"]
+
+
+def test_pass_at_k_is_any(small, tmp_path, monkeypatch) -> None:
+    rewards = iter([0, 1, 0, 0] * 100)
+    monkeypatch.setattr(stages, "make_reward", lambda plugin: lambda rollout, example: (float(next(rewards)), ""))
+    assert unmask("quickstart", "--dir", tmp_path / "q", *SETTINGS).returncode == 0
+    results = json.loads((tmp_path / "q" / "results.json").read_text())
+    assert results["before"]["pass_at_k"] == 0.5  # two questions of two samples each: one right of four

@@ -26,10 +26,16 @@ def write_report(folder: Path, stages: list[str], results: dict[str, Any]) -> Pa
     """Writes DIR/report.html from the runs' metrics and the measurements; returns its path."""
     before, after = results["before"], results["after"]
     metrics = {stage: read_metrics(folder / stage) for stage in stages}
-    targets = [read_toml(folder / stage / "recipe.toml")["stop"]["at_least"] for stage in stages]
+    stops = [read_toml(folder / stage / "recipe.toml")["stop"] for stage in stages]
+    targets = [stop["at_least"] for stop in stops]
+    missed = [
+        stage
+        for stage, stop in zip(stages, stops, strict=True)
+        if not _last(metrics[stage], f"eval/{stop['metric']}") >= stop["at_least"]
+    ]
     report = Report(
         title="A tiny diffusion language model, before and after TraceRL",
-        paragraphs=_words(before, after),
+        paragraphs=_words(before, after, missed),
         key_figures=_key_figures(before, after),
         tables=[_table(before, after)],
         charts=_charts([metrics[stage] for stage in stages], targets),
@@ -51,50 +57,56 @@ def write_report(folder: Path, stages: list[str], results: dict[str, Any]) -> Pa
     return page
 
 
+def _last(records: list[dict[str, Any]], key: str) -> float:
+    return next((r[key] for r in reversed(records) if key in r), float("nan"))
+
+
 def _percent(value: float) -> str:
     return f"{value:.1%}".replace("%", " %")
 
 
-def _words(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+def _words(before: dict[str, Any], after: dict[str, Any], missed: list[str]) -> list[str]:
+    """Paragraphs for whatever came out, good or bad; `missed` are the stages that did not reach their target."""
     dynamic, greedy = (_change(before, after, mode) for mode in ("dynamic", "static_greedy"))
     speed = [r["dynamic"]["tokens_per_forward"] for r in (before, after)]
-    k, pass_k = before["pass_k"], [_percent(r["pass_at_k"]) for r in (before, after)]
-    headline = (
+    skipped, wrong, sure, pass_k = (
+        [_percent(r[key]) for r in (before, after)] for key in ("skipped_steps", "wrong_steps", "mean_confidence", "pass_at_k")
+    )
+    words = [
         f"On questions it had never seen, the model's sampled answers went from {_percent(dynamic[0])} to "
         f"{_percent(dynamic[1])} right ({100 * (dynamic[1] - dynamic[0]):+.0f} points), and it unmasked {speed[1]:.2f} instead "
-        f"of {speed[0]:.2f} tokens per forward pass."
-    )
-    story = (
+        f"of {speed[0]:.2f} tokens per forward pass.",
         "The task is chained arithmetic modulo 10: the model writes one step per operation and boxes the result. It was "
         "first taught short problems, then longer ones by a sloppy teacher who slips in one step of seven and skips "
         "the steps in three of ten demonstrations. TraceRL then rewarded right answers only, and trained the model on its own "
-        "traces: the order in which it really unmasked its tokens."
-    )
-    skipped, wrong, sure = (
-        [_percent(r[key]) for r in (before, after)] for key in ("skipped_steps", "wrong_steps", "mean_confidence")
-    )
-    changed = (
+        "traces: the order in which it really unmasked its tokens.",
         f"What RL changed: answers without written steps went from {skipped[0]} to {skipped[1]} of the samples, and written "
-        f"steps with a wrong result from {wrong[0]} to {wrong[1]}. The mean confidence of a token went from "
-        f"{sure[0]} to {sure[1]}; that is where the speed comes from: tokens above the threshold are unmasked at once."
-    )
+        f"steps with a wrong result from {wrong[0]} to {wrong[1]}. The mean confidence of a token went from {sure[0]} to "
+        f"{sure[1]}; the dynamic strategy unmasks all tokens above its threshold at once, so speed follows confidence.",
+    ]
     facts = (
-        f"Before RL, {pass_k[0]} of the questions were already answered right in at least one of {k} samples (after: "
-        f"{pass_k[1]}), and the single most probable answer (static, greedy) was right for {_percent(greedy[0])} (after: "
-        f"{_percent(greedy[1])})."
+        f"Before RL, {pass_k[0]} of {before['num_pass_questions']} questions were answered right in at least one of "
+        f"{before['pass_k']} samples (after: {pass_k[1]}), and the single most probable answer (static, greedy) was right for "
+        f"{_percent(greedy[0])} of all {before['num_questions']} (after: {_percent(greedy[1])})."
     )
-    if greedy[1] - greedy[0] < 0.1:
-        verdict = (
+    if dynamic[1] <= dynamic[0]:
+        words.append(f"RL did not improve the sampled answers in this run. {facts}")
+    elif greedy[1] < greedy[0] - 0.03:
+        words.append(f"RL made sampled answers better and the most probable ones worse: a poor trade. {facts}")
+    elif greedy[1] < greedy[0] + 0.1:
+        words.append(
             f"What RL did not change: the skill was already there. {facts} RL made the model sample what it could already do: "
             "sharper sampling is not new reasoning."
         )
     else:
-        verdict = (
+        words.append(
             f"Was it more than sharper sampling? {facts} Where a right answer was already among the samples, RL made it "
             "likely: sharper sampling is not new reasoning. Only the rise of the greedy answers goes beyond it: there the "
             "model dropped habits of the sloppy teacher that had become its first choice."
         )
-    return [headline, story, changed, verdict]
+    if missed:
+        words.append(f"Not reached within the limit of steps: the target of {' and '.join(missed)}.")
+    return words
 
 
 def _change(before: dict[str, Any], after: dict[str, Any], mode: str) -> tuple[float, float]:
