@@ -30,7 +30,7 @@ from unmask.rewards import REWARDS, make_reward
 from unmask.rl.loop import train_rl
 from unmask.train.checkpoint import newest_valid, seed_rng
 from unmask.train.run import Outcome, Run
-from unmask.train.sft import train_sft
+from unmask.train.sft import demonstration, train_sft
 from unmask.train.trainer import Trainer
 
 
@@ -131,6 +131,10 @@ def start(recipe: SftRecipe | RlRecipe, *, resume: bool = False, title: str = ""
             attention_backend=recipe.run.attention_backend, precision=pick_precision(recipe.run.precision, model.device),
         )  # fmt: skip
         evaluator = make_evaluator(recipe, trainer, tokenizer)
+        if isinstance(recipe, SftRecipe):  # data of the wrong kind is found before there is a run folder
+            demonstration(source, tokenizer, 0, 0)
+        else:
+            take_examples(source, 16)
         run = Run(folder, recipe, trainer, tokenizer_from, evaluator, resume=resume, title=title or kind)
         if isinstance(recipe, SftRecipe):
             return train_sft(recipe, run, source, tokenizer, make_sft_objective(recipe.objective, model, seed))

@@ -124,6 +124,7 @@ def bad(tmp_path: Path, trained: Path) -> dict[str, tuple[list, str]]:
     (tmp_path / "rows.jsonl").write_text('{"question": "1+1=?"}\n{"question": \n')
     (tmp_path / "traces.jsonl").write_text('{"canvas_ids": [1]}\n')
     (tmp_path / "file").write_text("")
+    (tmp_path / "unanswered.jsonl").write_text('{"question": "1+1=?"}\n')
     rl, rl_recipe = trained / "rl", write_recipe(tmp_path, "rl", RL)
     return {
         "misspelt key": (["sft", sft, "train.max_step=3"], "unknown key 'train.max_step'; the nearest known key is 'train.max_steps'"),
@@ -152,6 +153,15 @@ def bad(tmp_path: Path, trained: Path) -> dict[str, tuple[list, str]]:
         "unknown advantage": (["rl", rl_recipe, "advantage=gae"], "unknown advantage 'gae'"),
         "text without tokens": (["generate", rl, "--prompt", "hello"], "the tokenizer has no tokens for some of"),
         "crossed rates": (["sft", sft, "objective.options.min_rate=0.95"], "min_rate 0.95 is above max_rate 0.9"),
+        "run folder is a file": (["sft", sft, f"run.dir={tmp_path / 'file'}"], "file: File exists"),
+        "output below a file": (["generate", rl, "--prompt", "1+1=?", "--output", tmp_path / "file" / "x"], "File exists"),
+        "modes not tables": (["eval", rl, "modes.static=3"], "modes.static: "),
+        "another device": (["sft", sft, "run.device=meta"], "device 'meta' cannot be used"),
+        "page over traces": (["view", tmp_path / "traces.jsonl", "--output", tmp_path / "traces.jsonl"], "is the file with the traces"),
+        "rl without answers": (["rl", rl_recipe, "source.name=jsonl", f"source.options.path={tmp_path / 'unanswered.jsonl'}",
+            "model.preset=''", f"model.path={trained / 'sft'}", "eval.every_steps=0"], "has no answer"),
+        "sft without responses": (["sft", sft, "source.name=jsonl", f"source.options.path={tmp_path / 'unanswered.jsonl'}",
+            "model.preset=''", f"model.path={trained / 'sft'}", "eval.every_steps=0"], "has no response"),
         "unknown command": (["train"], "No such command 'train'"),
         "folder not writable": (["sft", sft, f"run.dir={tmp_path / 'file' / 'run'}"], "Not a directory"),
     }  # fmt: skip
@@ -161,7 +171,8 @@ CASES = (
     "misspelt key", "wrong type", "missing recipe", "no recipe", "missing model folder", "model is a file", "truncated weights",
     "malformed JSON line", "malformed trace", "missing traces", "device not there", "device nonsense", "unknown source",
     "unknown option", "unknown strategy", "unknown preset", "unknown backend", "unmeasured stop", "resume nothing", "no prompts",
-    "no source", "stop without eval", "unknown rollout strategy", "unknown advantage", "text without tokens", "crossed rates", "unknown command", "folder not writable",
+    "no source", "stop without eval", "unknown rollout strategy", "unknown advantage", "text without tokens", "crossed rates", "run folder is a file", "output below a file", "modes not tables", "another device", "page over traces",
+    "rl without answers", "sft without responses", "unknown command", "folder not writable",
 )  # fmt: skip
 
 

@@ -34,6 +34,33 @@ def test_a_table_given_in_part_keeps_the_sections_defaults(tmp_path) -> None:
     assert (r.objective.name, r.objective.options) == ("semi_ar", {"min_rate": 0.2})
 
 
+def test_another_part_does_not_inherit_options(tmp_path) -> None:
+    base = BASE + "options = { size = 5 }\n"
+    r = recipe(tmp_path, base, overrides=["source.name=jsonl", "source.options.path=x"])
+    assert (r.source.name, r.source.options) == ("jsonl", {"path": "x"})
+    assert recipe(tmp_path, base, overrides=["source.name=chained_arithmetic"]).source.options == {"size": 5}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("rollout.temperature=0", "greedy decoding gives identical responses and no advantage"),
+        ("rollout.top_k=1", "greedy decoding gives identical responses"),
+        ("rollout.top_p=0.9", "top_k and top_p are not for RL"),
+        ("rollout.temperature=inf", "rollout.temperature: Input should be less than or equal to 100"),
+        ("rollout.temperature=1e-9", "should be 0 (argmax) or at least 0.001"),
+        ("rollout.max_new_tokens=100000000000", "rollout.max_new_tokens: Input should be less than"),
+        ("rollout.stop_token_ids=[9999999999]", "rollout.stop_token_ids.0: Input should be less than"),
+        ("run.num_threads=100000", "run.num_threads: Input should be less than"),
+        ("train.max_steps=" + "9" * 5000, "train.max_steps: Input should be a valid integer"),
+    ],
+)
+def test_rl_refuses_what_it_cannot_train_on(tmp_path, override, message) -> None:
+    with pytest.raises(UnmaskError) as error:
+        recipe(tmp_path, BASE, overrides=[override], kind=RlRecipe)
+    assert message in str(error.value)
+
+
 @pytest.mark.parametrize("kind", [SftRecipe, RlRecipe])
 def test_resolved_recipe_loads_back_equal(tmp_path, kind) -> None:
     r = recipe(tmp_path, BASE, overrides=["run.seed=3", "eval.every_steps=2"], kind=kind)

@@ -117,6 +117,8 @@ def test_jsonl_rows(tmp_path) -> None:
         prompt_template="Q: {question} {x}",
     )
     assert source[0] == Example(id="7", messages=({"role": "user", "content": "Q: 2+2 {x}"},), answer="4")
+    nothing = jsonl(tmp_path, '\ufeff{"question": "a", "response": null, "ground_truth_answer": null}')[0]
+    assert (nothing.response, nothing.answer) == (None, None)
     assert source[1] == Example(id="3", messages=({"role": "user", "content": "hi"},), response="hello")
 
 
@@ -127,6 +129,9 @@ def test_jsonl_rows(tmp_path) -> None:
         (["[1]"], "d.jsonl:1: expected a JSON object, found list"),
         (['{"text": "a"}'], "d.jsonl:1: needs the text field 'question' (or messages); found text"),
         (['{"messages": [{"role": 1}]}'], "d.jsonl:1: messages.0.role: Input should be a valid string, found 1"),
+        (['{"messages": [{"role": "user"}]}'], "d.jsonl:1: key 'messages.0.content' is missing"),
+        (['{"question": "a", "response": [1]}'], "d.jsonl:1: response must be text or a number, found list"),
+        (["[" * 100000], "d.jsonl:1: not usable JSON"),
         (['{"messages": []}'], "d.jsonl:1: messages: Tuple should have at least 1 item"),
         ([""], "d.jsonl: no rows"),
     ],

@@ -41,6 +41,14 @@ def test_distribution_is_the_plain_one(temperature: float, top_k: int, top_p: fl
     torch.testing.assert_close(got, want, atol=1e-6, rtol=0)
 
 
+def test_top_p_takes_the_token_that_reaches_it() -> None:
+    logits = torch.tensor([[0.5, 0.25, 0.125, 0.125]]).log()
+    for top_p, kept in ((0.5, 1), (0.51, 2), (0.75, 2), (0.76, 3), (1.0, 4)):
+        assert (draw_logprobs(logits, top_p=top_p) > -torch.inf).sum() == kept, top_p
+    # at temperature 2 the first token has 0.37: the temperature comes before top-p
+    assert (draw_logprobs(logits, top_p=0.5, temperature=2.0) > -torch.inf).sum() == 2
+
+
 def test_frequencies_follow_the_distribution() -> None:
     n = 200_000
     logprobs = draw_logprobs(torch.tensor([[1.0, 0.0, -1.0, 5.0]]), excluded_token_id=3)

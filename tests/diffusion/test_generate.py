@@ -157,11 +157,20 @@ def test_mixed_parameters_in_one_call(model) -> None:
 
 
 def test_stop_tokens_in_the_prompt_do_not_stop(model) -> None:
-    eos = model.spec.eos_token_ids[0]
-    trace = generate(model, [[eos, 5, eos]], SamplingParams(max_new_tokens=8, block_size=4, stop_token_ids=(eos,)))[0]
-    assert trace.prompt_ids == [eos, 5, eos]
-    assert trace.num_response_tokens > 0
-    assert model.spec.mask_token_id not in trace.canvas_ids
+    """Not in the prefilled blocks and not in the tail that heads the first denoised block."""
+    base, checked = SamplingParams(max_new_tokens=20, block_size=4, temperature=0.0, stop_token_ids=()), 0
+    for token in range(3, 40):
+        for prompt in ([token, 5, token], [token] * 6):
+            free = generate(model, [prompt], base)[0]
+            if token not in free.canvas_ids:
+                trace = generate(model, [prompt], base.model_copy(update={"stop_token_ids": (token,)}))[0]
+                assert (trace.canvas_ids, trace.finish_reason, trace.num_response_tokens) == (free.canvas_ids, "length", 20)
+                checked += 1
+    assert checked > 5
+
+
+def test_policy_version_is_recorded(model) -> None:
+    assert generate(model, [[5]], SamplingParams(max_new_tokens=2), policy_version=7)[0].policy_version == 7
 
 
 def test_no_stop_tokens_runs_to_the_limit(model) -> None:

@@ -16,11 +16,13 @@ CONFIDENCE = [0.2, 0.9, 0.5, 0.9, 0.1, 0.95]
 ENTROPY = [0.3, 0.05, 0.2, 0.1, 0.9, 0.01]
 
 
-def select(name: str, is_masked=(1, 1, 1, 1, 1, 0), quota: int = 2, confidence=CONFIDENCE, **params) -> list[int]:
+def select(
+    name: str, is_masked=(1, 1, 1, 1, 1, 0), quota: int = 2, confidence=CONFIDENCE, entropy=ENTROPY, **params
+) -> list[int]:
     scores = StepScores(
         torch.tensor([is_masked], dtype=torch.bool),
         torch.tensor([confidence]),
-        torch.tensor([ENTROPY]),
+        torch.tensor([entropy]),
         torch.tensor([[0.4, 0.1, 0.8, 0.7, 0.2, 0.9]], dtype=torch.float64),
     )
     chosen = get_strategy(name).select(scores, torch.tensor([quota]), SamplingParams(**params))
@@ -46,6 +48,8 @@ def test_dynamic_is_strictly_greater() -> None:
 def test_dynamic_falls_back_to_the_quota() -> None:
     assert select("low_confidence_dynamic", quota=1, confidence_threshold=0.99) == [1]
     assert select("low_confidence_dynamic", quota=3, confidence_threshold=0.5) == [1, 2, 3]  # two pass, three are asked
+    tied = [0.9, 0.9, 0.9, 0.1, 0.1, 0.0]  # as many pass as are asked: exactly those
+    assert select("low_confidence_dynamic", quota=3, confidence=tied, confidence_threshold=0.5) == [0, 1, 2]
 
 
 def test_sequential_takes_the_leftmost() -> None:
@@ -60,6 +64,8 @@ def test_entropy_bound_is_strict_on_the_running_sum() -> None:
     # ascending: 0.05 (1), 0.1 (3), 0.2 (2), 0.3 (0), ..; sums 0.05, 0.15, 0.35
     assert select("entropy_bounded", entropy_bound=0.16) == [1, 3]
     assert select("entropy_bounded", entropy_bound=0.05) == [1]  # at least one
+    exact = [1.0, 1.0, 1.0, 1.0, 1.0, 0.0]  # 1 + 1 is not below 2
+    assert select("entropy_bounded", entropy=exact, entropy_bound=2.0) == [0]
     assert select("entropy_bounded", entropy_bound=100.0) == [0, 1, 2, 3, 4]
 
 

@@ -205,6 +205,21 @@ def test_hub_name_is_downloaded_without_code(monkeypatch, saved) -> None:
     assert not any(pattern.endswith((".py", ".bin", "*")) for pattern in asked["patterns"])
 
 
+def test_save_does_not_replace_a_folder_that_is_not_a_model(tmp_path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(UnmaskError, match=r"exists and is not a folder with config.json; it is not replaced"):
+        save_model(make_model(), tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_model_type_decides_before_architectures(saved) -> None:
+    set_config(saved, model_type="llada")
+    with pytest.raises(UnmaskError, match="model_type 'llada' is unknown"):
+        load_model(saved)
+    set_config(saved, model_type=...)
+    load_model(saved)  # only then by architectures
+
+
 def test_failed_save_leaves_the_old_model(saved, monkeypatch) -> None:
     before = (saved / "model.safetensors").read_bytes()
 

@@ -11,7 +11,7 @@ from unmask.config import Plugin
 from unmask.errors import UnmaskError
 from unmask.objectives import make_rl_objective, make_sft_objective
 from unmask.objectives.advantages import ADVANTAGES, get_advantage
-from unmask.objectives.rows import RowBatch
+from unmask.objectives.rows import RowBatch, collate
 from unmask.objectives.semi_ar import SemiAR
 from unmask.objectives.trace_rl import TraceRL
 from unmask.types import Demonstration
@@ -99,7 +99,27 @@ def test_several_noisy_copies_share_the_clean_one(model) -> None:
 
 def test_weights_make_a_token_mean(model) -> None:
     rows = semi_ar(model).rows(demonstrations())
-    assert sum(row.values["weight"].sum() for row in rows) == pytest.approx(1.0)
+    weights = np.concatenate([row.values["weight"] for row in rows])
+    assert len({len(row.target_ids) for row in rows}) > 1
+    assert weights == pytest.approx(np.full(len(weights), 1 / len(weights)))  # every token the same, whatever its row
+
+
+def test_noisy_copies_have_their_own_masks(model) -> None:
+    drawn = semi_ar(model, num_noisy_copies=2)._draw_masks(demonstrations(), np.zeros(6, dtype=np.int64), 5)
+    assert (drawn[:, 0] != drawn[:, 1]).any()
+
+
+def test_sft_loss_is_cross_entropy(model) -> None:
+    rows = semi_ar(model).rows(demonstrations())
+    batch = collate(rows, PAD)
+    logits = torch.randn(len(batch.target_ids_N), 40)
+    loss, sums = semi_ar(model).loss(logits, batch)
+    wanted = -logits.log_softmax(-1).gather(1, batch.target_ids_N[:, None]).mean()
+    assert loss.item() == pytest.approx(wanted.item(), abs=1e-6)
+    hits = (logits.argmax(-1) == batch.target_ids_N).float().mean()
+    assert sums["token_accuracy"].item() == pytest.approx(hits.item(), abs=1e-6)
+    perfect = torch.nn.functional.one_hot(batch.target_ids_N, 40).float() * 50
+    assert semi_ar(model).loss(perfect, batch)[1]["token_accuracy"].item() == pytest.approx(1.0)
 
 
 def golden_rl(case) -> tuple[RowBatch, TraceRL, torch.Tensor]:
@@ -142,6 +162,10 @@ def test_clipping_is_one_sided(model) -> None:
     assert (log_ratio.grad != 0).tolist() == [False, True, True, False]
     assert loss.item() == pytest.approx(-(1.3 - 1.4 + 0.7 - 0.8))
     assert sums["clip_sum"] == 2
+    assert sums["num_targets"] == 4
+    d = log_ratio.detach()
+    assert sums["kl_sum"].item() == pytest.approx((torch.exp(-d) - 1 + d).sum().item(), abs=1e-6)
+    assert sums["neg_logprob_sum"].item() == pytest.approx(-d.sum().item(), abs=1e-6)
 
 
 def test_advantages() -> None:

@@ -43,6 +43,13 @@ def test_boxed_reward(text, finish, options, expected) -> None:
     assert make_reward(Plugin(name="boxed", options=options))(rollout, example) == expected
 
 
+@pytest.mark.parametrize("answer", [None, "", " "])
+def test_an_empty_box_is_never_right(answer) -> None:
+    rollout = Rollout(Trace([], [1], [0], [0.0], [0.0], 1, 1, 1, "stop"), r"\boxed{}")
+    example = Example(id="0", messages=({"role": "user", "content": "?"},), answer=answer)
+    assert make_reward(Plugin(name="boxed"))(rollout, example)[0] == 0.0
+
+
 def test_unknown_reward() -> None:
     with pytest.raises(UnmaskError, match="unknown reward 'luck'; known: boxed"):
         make_reward(Plugin(name="luck"))

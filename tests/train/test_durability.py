@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests.recipes import RL, SFT, start, unmask, write_recipe
+from unmask.train import sft
 from unmask.train.checkpoint import find_damage, list_checkpoints, newest_valid
+from unmask.train.run import lock_folder
 
 
 def assert_same_end(a: Path, b: Path) -> None:
@@ -146,6 +150,96 @@ def test_resume_refuses_another_recipe(half_done) -> None:
     result = unmask("sft", recipe, f"run.dir={run}", "optimizer.lr=0.5", "--resume")
     assert result.returncode == 2
     assert result.stderr.endswith("cannot resume, optimizer.lr was 0.003 and is now 0.5; use another run.dir\n")
+
+
+def test_a_death_at_the_very_start_leaves_nothing_in_the_way(tmp_path) -> None:
+    recipe, run = write_recipe(tmp_path, "sft", SFT), tmp_path / "run"
+    run.mkdir()
+    for name in (".lock", ".recipe.toml.tmp-123", ".versions.json.tmp-123"):
+        (run / name).write_text("half")
+    assert unmask("sft", recipe, f"run.dir={run}", "train.max_steps=2").returncode == 0
+    assert not list(run.glob(".*.tmp-*"))
+
+
+def test_a_second_process_is_kept_out(half_done) -> None:
+    recipe, run = half_done
+    before = (run / "metrics.jsonl").read_bytes()
+    descriptor = lock_folder(run, resume=True)
+    result = unmask("sft", recipe, f"run.dir={run}", "--resume")
+    os.close(descriptor)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "another process is running in this folder" in result.stderr
+    assert (run / "metrics.jsonl").read_bytes() == before
+    assert unmask("sft", recipe, f"run.dir={run}", "--resume").returncode == 0  # the lock went with its holder
+
+
+def drop(name):
+    return lambda run: (run / name).unlink()
+
+
+def empty_manifests(run) -> None:
+    for checkpoint in list_checkpoints(run / "checkpoints"):
+        (checkpoint / "manifest.json").write_text('{"files": {}}')
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (drop("metrics.jsonl"), "metrics.jsonl: is not the file this run wrote"),
+        (drop("timings.jsonl"), "timings.jsonl: is not the file this run wrote"),
+        (lambda run: (run / "metrics.jsonl").write_text("x" * 5000), "metrics.jsonl: is not the file this run wrote"),
+        (empty_manifests, "no checkpoint here is whole"),
+        (drop("recipe.toml"), "nothing to resume here"),
+        (lambda run: (run / "recipe.toml").write_bytes(b"\xff"), "recipe.toml: cannot be read"),
+    ],
+)
+def test_resume_refuses_what_it_cannot_trust(half_done, damage, message) -> None:
+    recipe, run = half_done
+    damage(run)
+    result = unmask("sft", recipe, f"run.dir={run}", "--resume")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
+    assert message in result.stderr
+    assert len(list(run.glob("checkpoints/step-*"))) == 2  # nothing was thrown away
+
+
+def test_stopping_rules(tmp_path) -> None:
+    recipe = write_recipe(tmp_path, "sft", SFT)
+    words = ["stop.metric=cut_share", "eval.every_steps=1"]  # an untrained model: some share between 0 and 1
+    ended = unmask("sft", recipe, f"run.dir={tmp_path / 'a'}", *words, "stop.at_least=0.0", "stop.min_steps=3")
+    assert "reached its target after step 3" in ended.stdout  # at_least is met by equality, min_steps is waited for
+    never = unmask("sft", recipe, f"run.dir={tmp_path / 'b'}", *words, "stop.at_least=1.1")
+    assert "did all its steps after step 6" in never.stdout
+    higher = unmask("sft", recipe, f"run.dir={tmp_path / 'a'}", *words, "stop.at_least=1.1", "--resume")
+    assert "did all its steps after step 6" in higher.stdout  # a raised target is gone after
+
+
+def test_timings_are_cut_back_too(half_done) -> None:
+    recipe, run = half_done
+    with open(run / "timings.jsonl", "a") as file:
+        file.write('{"step": 99}\n')
+    assert unmask("sft", recipe, f"run.dir={run}", "--resume").returncode == 0
+    steps = [json.loads(line)["step"] for line in (run / "timings.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_users_random_numbers_go_on(half_done, tmp_path, monkeypatch) -> None:
+    """The global generators are restored: a function that draws from them continues its sequence."""
+    drawn: list[tuple] = []
+    original = sft.demonstration
+
+    def drawing(*arguments):
+        drawn.append((random.random(), float(np.random.rand()), float(torch.rand(()))))
+        return original(*arguments)
+
+    monkeypatch.setattr(sft, "demonstration", drawing)
+    recipe = half_done[0]
+    assert unmask("sft", recipe, f"run.dir={tmp_path / 'whole'}").returncode == 0
+    whole = drawn[:]
+    drawn.clear()
+    assert unmask("sft", recipe, f"run.dir={tmp_path / 'parts'}", "train.max_steps=4").returncode == 0
+    random.seed(999)
+    assert unmask("sft", recipe, f"run.dir={tmp_path / 'parts'}", "--resume").returncode == 0
+    assert drawn == whole
 
 
 def test_a_run_folder_is_not_overwritten(half_done) -> None:

@@ -113,6 +113,19 @@ def test_learning_rate(schedule: str, expected: list[float]) -> None:
     assert learning_rate(config, 14, 24) == pytest.approx(halfway)
 
 
+def test_the_schedule_reaches_the_optimizer() -> None:
+    trainer, objective = make_trainer(lr=0.5, beta1=0.7, beta2=0.99, eps=1e-5, warmup_steps=4)
+    rates = []
+    for _ in range(5):
+        assert (
+            step(trainer, objective)["lr"] == trainer.optimizer.param_groups[0]["lr"] == trainer.optimizer.param_groups[1]["lr"]
+        )
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+    assert rates == [0.125, 0.25, 0.375, 0.5, 0.5]
+    assert trainer.optimizer.param_groups[0]["betas"] == (0.7, 0.99)
+    assert trainer.optimizer.param_groups[0]["eps"] == 1e-5
+
+
 def test_bfloat16_autocast_trains() -> None:
     model = make_model()
     config = OptimizerConfig(lr=1e-2)

@@ -1,0 +1,150 @@
+"""One RL step against its definition: which prompts, which seeds, which rows, how many updates, at which rate."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tests.recipes import RL, write_recipe
+from unmask import launch
+from unmask.config import RlRecipe, load_recipe
+from unmask.data.sources import EpochOrder
+from unmask.objectives.rows import target_logprobs
+from unmask.rl import loop
+from unmask.train.run import read_metrics
+from unmask.train.trainer import Trainer
+
+
+@pytest.fixture
+def spied(tmp_path, monkeypatch):
+    """Runs a recipe; returns what the loop asked of the sampler and of the trainer."""
+
+    def run(*words: str) -> dict[str, list]:
+        seen: dict[str, list] = {"rollouts": [], "updates": [], "lr": [], "temperature": []}
+        make, update, logprobs = loop.make_rollouts, Trainer.update, target_logprobs
+
+        def spy_make(model, tokenizer, examples, params, reward, **options):
+            groups = make(model, tokenizer, examples, params, reward, **options)
+            seen["rollouts"].append(([e.id for e in examples], options, groups))
+            return groups
+
+        def spy_update(self, rows, loss_fn):
+            stats = update(self, rows, loss_fn)
+            seen["updates"].append(rows)
+            seen["lr"].append({group["lr"] for group in self.optimizer.param_groups})
+            return stats
+
+        def spy_logprobs(model, batch, backend, **options):
+            seen["temperature"].append(options["temperature"])
+            return logprobs(model, batch, backend, **options)
+
+        monkeypatch.setattr(loop, "make_rollouts", spy_make)
+        monkeypatch.setattr(loop, "target_logprobs", spy_logprobs)
+        monkeypatch.setattr(Trainer, "update", spy_update)
+        seen["folder"] = tmp_path / "run"
+        recipe = load_recipe(RlRecipe, [write_recipe(tmp_path, "rl", RL)], [f"run.dir={tmp_path / 'run'}", *words])
+        launch.start(recipe)
+        monkeypatch.undo()
+        return seen
+
+    return run
+
+
+COMMON = ("train.max_steps=3", "eval.every_steps=0", "rollout.temperature=0.8", "train.num_epochs=2", "run.seed=5")
+
+
+def test_prompts_and_seeds(spied) -> None:
+    seen = spied(*COMMON)
+    order = EpochOrder(100_000, seed=5)
+    wanted = [[f"train-{order[n][0]}" for n in range(4 * step, 4 * step + 4)] for step in range(3)]
+    assert [ids for ids, _, _ in seen["rollouts"]] == wanted
+    assert [options["seed_keys"] for _, options, _ in seen["rollouts"]] == [(5, step) for step in range(3)]
+    seeds = [r.trace.seed for _, _, groups in seen["rollouts"] for g in groups for r in g.rollouts]
+    assert len(set(seeds)) == 3 * 4 * 4
+    versions = [groups[0].rollouts[0].trace.policy_version for _, _, groups in seen["rollouts"]]
+    assert versions[0] == 0
+    assert versions == sorted(set(versions))  # optimizer steps the weights had seen
+
+
+def test_rows_are_the_rollouts_with_signal(spied) -> None:
+    """Each epoch trains every response with signal once, in minibatches; weights and old log-probs as defined."""
+    seen = spied(*COMMON)
+    updates = list(seen["updates"])
+    for step, (_, _, groups) in enumerate(seen["rollouts"]):
+        signal = []
+        for group in groups:
+            rewards = np.array([r.reward for r in group.rollouts])
+            for rollout, reward in zip(group.rollouts, rewards, strict=True):
+                if rewards.std() > 0 and reward != rewards.mean():
+                    signal.append(((reward - rewards.mean()) / rewards.std(), rollout.trace))
+        assert signal, f"step {step} proves nothing"
+        num_parts = min(2, len(signal))
+        for _ in range(2):  # epochs
+            parts, updates = updates[:num_parts], updates[num_parts:]
+            assert sum(len(rows) for rows in parts) == len(signal)
+            got = sorted(round(float(row.values["advantage"][0]), 9) for rows in parts for row in rows)
+            assert got == sorted(round(float(a), 9) for a, _ in signal)
+            for rows in parts:
+                for row in rows:  # trace_step: a mean over each step's tokens, then over responses
+                    for pair in set(row.values["step"].tolist()):
+                        share = row.values["weight"][row.values["step"] == pair].sum()
+                        assert share == pytest.approx(1 / len(rows))
+            olds = sorted(float(row.values["old_logprobs"].sum()) for rows in parts for row in rows)
+            wanted = sorted(sum(t.logprobs[: t.num_response_tokens]) for _, t in signal)
+            assert olds == pytest.approx(wanted, abs=1e-4)
+    assert not updates
+    assert set(seen["temperature"]) == {0.8}  # the trainer scores under the sampler's temperature
+
+
+def test_epochs_shuffle_differently(spied) -> None:
+    seen = spied(*COMMON, "train.prompts_per_step=8")
+    first, second = ([[row.input_ids.tolist() for row in rows] for rows in seen["updates"][i : i + 2]] for i in (0, 2))
+    assert first != second
+    assert sorted(str(r) for rows in first for r in rows) == sorted(str(r) for rows in second for r in rows)
+
+
+def test_the_schedule_spans_all_updates(spied) -> None:
+    """max_steps x minibatches x epochs optimizer steps: the last one is at the end of the schedule, not the first."""
+    words = ("optimizer.lr_schedule=linear", "optimizer.final_lr_ratio=0.0", "optimizer.warmup_steps=1")
+    seen = spied(*COMMON, *words)
+    rates = [next(iter(rate)) for rate in seen["lr"]]
+    assert all(len(rate) == 1 for rate in seen["lr"])
+    total = 3 * 2 * 2
+    wanted = [1e-3 * (1 - max(0, i - 1) / (total - 1)) if i else 1e-3 for i in range(len(rates))]
+    assert rates == pytest.approx(wanted)
+
+
+def test_metrics_are_what_they_say(spied) -> None:
+    seen = spied("train.max_steps=1", "eval.every_steps=0", "train.num_minibatches=1")
+    record = read_metrics(seen["folder"])[0]
+    rollouts = [r for _, _, groups in seen["rollouts"] for g in groups for r in g.rollouts]
+    assert record["reward_mean"] == pytest.approx(np.mean([r.reward for r in rollouts]))
+    [rows] = seen["updates"]
+    logprobs = np.concatenate([row.values["old_logprobs"] for row in rows])
+    assert record["num_trained_tokens"] == len(logprobs)
+    assert record["neg_logprob"] == pytest.approx(-logprobs.mean(), abs=1e-5)  # one update: new = old
+    assert abs(record["kl"]) < 1e-9
+    weights, advantages = (np.concatenate([row.values[k] for row in rows]) for k in ("weight", "advantage"))
+    assert record["loss"] == pytest.approx(-(weights * advantages).sum(), abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["recompute", "auto"])
+def test_old_logprobs_are_recomputed_when_asked_or_needed(spied, monkeypatch, kind) -> None:
+    calls = []
+    original = loop.set_old_logprobs
+    monkeypatch.setattr(loop, "set_old_logprobs", lambda *a: (calls.append(len(a[1])), original(*a)))
+    precision = "float32" if kind == "recompute" else "bfloat16"
+    spied("train.max_steps=1", f"train.old_logprobs={kind}", f"run.precision={precision}", "eval.every_steps=1")
+    assert calls
+    calls.clear()
+
+
+def test_half_precision_runs_end_to_end(spied) -> None:
+    """Autocast through rollouts (with the block cache), updates and evaluation."""
+    seen = spied("train.max_steps=2", "run.precision=bfloat16", "eval.every_steps=1", "train.num_minibatches=1")
+    for record in read_metrics(seen["folder"]):
+        if "kl" in record:
+            assert abs(record["kl"]) < 1e-6  # old log-probs are the trainer's own
+            assert record["clip_share"] == 0
+    assert all(torch.isfinite(torch.tensor(r["grad_norm"])) for r in read_metrics(seen["folder"]) if "grad_norm" in r)
