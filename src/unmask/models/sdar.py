@@ -6,10 +6,50 @@ Per-head RMSNorm on queries and keys, explicit head_dim, grouped-query attention
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import BaseModel, ConfigDict, Field
+
+from unmask.config import check
 from unmask.errors import UnmaskError
 from unmask.models.spec import ModelSpec
+
+_Size = Annotated[int, Field(ge=1)]
+_TokenId = Annotated[int, Field(ge=0)]
+
+
+class _Rope(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    rope_type: Literal["default"] = "default"
+    rope_theta: float | None = Field(None, gt=0)
+
+
+class _Config(BaseModel):
+    """The keys of config.json that matter, with the values that are supported; others are preserved, not read."""
+
+    model_config = ConfigDict(strict=True)
+
+    vocab_size: _Size
+    hidden_size: _Size
+    intermediate_size: _Size
+    num_hidden_layers: _Size
+    num_attention_heads: _Size
+    num_key_value_heads: _Size | None = None
+    head_dim: _Size | None = None
+    block_size: _Size = 4
+    mask_token_id: _TokenId
+    pad_token_id: _TokenId | None = None
+    eos_token_id: _TokenId | Annotated[tuple[_TokenId, ...], Field(strict=False, min_length=1)]
+    rms_norm_eps: float = Field(gt=0)
+    rope_theta: float | None = Field(None, gt=0)
+    rope_parameters: _Rope | None = None
+    rope_scaling: None = None
+    use_sliding_window: Literal[False] = False
+    hidden_act: Literal["silu"] = "silu"
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    initializer_range: float = Field(0.02, ge=0)
 
 
 class SDAR:
@@ -27,41 +67,33 @@ class SDAR:
     }  # fmt: skip
 
     def spec(self, config: dict[str, Any]) -> ModelSpec:
-        for key, supported in (("hidden_act", ("silu",)), ("rope_scaling", (None,)), ("use_sliding_window", (False,))):
-            if config.get(key, supported[0]) not in supported:
-                raise UnmaskError(f"config.json: {key} = {config[key]!r} is not supported (supported: {supported[0]!r})")
-        try:
-            num_heads = config["num_attention_heads"]
-            eos = config["eos_token_id"]
-            eos_ids = tuple(eos) if isinstance(eos, list) else (eos,)
-            pad = config.get("pad_token_id")
-            rope = config.get("rope_parameters") or {}
-            if rope.get("rope_type", "default") != "default":
-                raise UnmaskError(f"config.json: rope_type {rope['rope_type']!r} is not supported (supported: 'default')")
-            return ModelSpec(
-                family=self.name,
-                attention="block_causal",
-                block_size=config.get("block_size", 4),
-                mask_token_id=config["mask_token_id"],
-                pad_token_id=eos_ids[0] if pad is None else pad,
-                eos_token_ids=eos_ids,
-                vocab_size=config["vocab_size"],
-                shift_logits=False,
-                hidden_size=config["hidden_size"],
-                intermediate_size=config["intermediate_size"],
-                num_layers=config["num_hidden_layers"],
-                num_heads=num_heads,
-                num_kv_heads=config.get("num_key_value_heads", num_heads),
-                head_dim=config.get("head_dim") or config["hidden_size"] // num_heads,
-                rms_norm_eps=config["rms_norm_eps"],
-                rope_theta=float(config.get("rope_theta") or rope.get("rope_theta", 10000.0)),
-                is_tied=config.get("tie_word_embeddings", False),
-                has_qk_norm=True,
-                has_attention_bias=config.get("attention_bias", False),
-                init_std=config.get("initializer_range", 0.02),
-            )
-        except KeyError as error:
-            raise UnmaskError(f"config.json: key {error.args[0]!r} is missing (family sdar needs it)") from None
+        c = check(_Config, config, "config.json")
+        eos_ids = c.eos_token_id if isinstance(c.eos_token_id, tuple) else (c.eos_token_id,)
+        for name, token_id in (("mask_token_id", c.mask_token_id), ("pad_token_id", c.pad_token_id or 0)):
+            if token_id >= c.vocab_size:
+                raise UnmaskError(f"config.json: {name} {token_id} is outside the vocabulary of {c.vocab_size}")
+        return ModelSpec(
+            family=self.name,
+            attention="block_causal",
+            block_size=c.block_size,
+            mask_token_id=c.mask_token_id,
+            pad_token_id=eos_ids[0] if c.pad_token_id is None else c.pad_token_id,
+            eos_token_ids=eos_ids,
+            vocab_size=c.vocab_size,
+            shift_logits=False,
+            hidden_size=c.hidden_size,
+            intermediate_size=c.intermediate_size,
+            num_layers=c.num_hidden_layers,
+            num_heads=c.num_attention_heads,
+            num_kv_heads=c.num_key_value_heads or c.num_attention_heads,
+            head_dim=c.head_dim or c.hidden_size // c.num_attention_heads,
+            rms_norm_eps=c.rms_norm_eps,
+            rope_theta=c.rope_theta or (c.rope_parameters.rope_theta if c.rope_parameters else None) or 10000.0,
+            is_tied=c.tie_word_embeddings,
+            has_qk_norm=True,
+            has_attention_bias=c.attention_bias,
+            init_std=c.initializer_range,
+        )
 
     def to_checkpoint_name(self, name: str) -> str:
         return name if name.startswith("lm_head.") else f"model.{name}"
