@@ -46,12 +46,13 @@ def test_every_command_explains_itself(command) -> None:
     assert (result.returncode, "Usage" in result.stdout) == (0, True)
 
 
-def test_threads_wait_passively_unless_told_otherwise() -> None:
+def test_threads_spin_briefly_unless_told_otherwise() -> None:
     code = "import os\nfrom unmask.cli.main import main\ntry: main(['--version'])\nexcept SystemExit: pass\n"
-    for given, expected in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
-        env = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"} | ({"OMP_WAIT_POLICY": given} if given else {})
-        command = [sys.executable, "-c", code + "print(os.environ['OMP_WAIT_POLICY'])"]
-        done = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    clean = {k: v for k, v in os.environ.items() if k not in names}
+    for given, expected in (({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")):
+        command = [sys.executable, "-c", code + "print(os.environ.get('GOMP_SPINCOUNT'))"]
+        done = subprocess.run(command, capture_output=True, text=True, env=clean | given, check=True)
         assert done.stdout.split()[-1] == expected
 
 

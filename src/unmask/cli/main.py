@@ -125,8 +125,10 @@ def view(
 def main(arguments: list[str] | None = None) -> Any:
     """Entry point. A mistake of the user is one line on stderr and exit code 2; a defect keeps its traceback."""
     # Threads that wait by spinning stand in each other's way when a machine has other work to do: a training step took
-    # five times as long (docs/log.md). To be set before torch loads OpenMP.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # five times as long. A short spin keeps the speed of a quiet machine (docs/log.md). GNU OpenMP reads this when torch
+    # loads it.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     try:
         code = app(arguments, standalone_mode=False)
     except UnmaskError as error:
