@@ -78,11 +78,6 @@ def pick_precision(name: str, device: torch.device) -> str:
     return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
 
 
-def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """Matrix products in the precision a recipe asks for; see `Trainer.autocast`."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=pick_precision(precision, device) == "bfloat16")
-
-
 def find_model_folder(path: str, revision: str = "") -> Path:
     """A model folder or hub name; for a run folder, its newest valid checkpoint. Raises `UnmaskError`."""
     if (Path(path) / "checkpoints").is_dir():
@@ -160,4 +155,4 @@ def make_evaluator(recipe: SftRecipe | RlRecipe, trainer: Trainer, tokenizer: Ch
     return measure
 
 
-__all__ = ["autocast", "find_model_folder", "open_model", "pick_device", "pick_precision", "resolve", "start", "use_machine"]
+__all__ = ["find_model_folder", "open_model", "pick_device", "pick_precision", "resolve", "start", "use_machine"]

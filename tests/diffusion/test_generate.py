@@ -190,6 +190,8 @@ def test_mask_token_is_never_drawn() -> None:
     ("prompts", "params", "message"),
     [
         ([[99]], SamplingParams(), "prompt 0: token id 99 is outside the vocabulary of 40"),
+        ([3, 4], SamplingParams(), "prompt 0 is 3; a prompt is a list of token ids"),
+        ([[3.7]], SamplingParams(), "prompt 0: token id 3.7 is outside the vocabulary of 40"),
         ([[3]], [], "0 sampling parameters for 1 prompts: give one, or one per prompt"),
         ([[3]], SamplingParams(remasking_strategy="x"), "unknown remasking_strategy 'x'"),
     ],

@@ -51,9 +51,11 @@ def test_replay_of_golden_weights(golden_sdar) -> None:
         assert mismatch(model, generate(model, random_prompts(range(2 * b + 2)), params)) <= TOLERANCE
 
 
-def test_the_trainers_own_forward_replays_too(model) -> None:
-    """With gradients (float32 attention), rows of different lengths in one padded batch."""
-    traces = generate(model, random_prompts(range(10)), SamplingParams(max_new_tokens=17))
+@pytest.mark.parametrize("block_size", [1, 2, 3, 4, 8])
+def test_the_trainers_own_forward_replays_too(model, block_size) -> None:
+    """What an update computes: with gradients (float32 attention), rows of different lengths in one padded batch."""
+    params = SamplingParams(max_new_tokens=17, block_size=block_size, confidence_threshold=0.3, stop_token_ids=(1, 11, 12))
+    traces = generate(model, random_prompts(range(2 * block_size + 2)) * 2, params)
     rows = [trace_row(trace, model.spec.mask_token_id) for trace in traces]
     batch = collate(rows, model.spec.pad_token_id)
     got = target_logprobs(model, batch, DenseAttention)

@@ -22,9 +22,10 @@ def run_eval(checkpoint: str, words: list[str], output: Path | None, dry_run: bo
     from unmask.data.sources import SOURCES, open_source
     from unmask.diffusion.remasking import get_strategy
     from unmask.evaluate import evaluate, take_examples, trace_record, write_records
-    from unmask.launch import autocast, find_model_folder, use_machine
+    from unmask.launch import find_model_folder, pick_precision, use_machine
     from unmask.models.checkpoint import load_model
     from unmask.rewards import REWARDS, make_reward
+    from unmask.train.trainer import autocast
 
     recipe = fill_plugins(recipe, {"source": SOURCES, "reward": REWARDS})
     for params in recipe.modes.values():
@@ -43,7 +44,7 @@ def run_eval(checkpoint: str, words: list[str], output: Path | None, dry_run: bo
     results: dict[str, dict] = {}
     for name, params in recipe.modes.items():
         start = time.monotonic()
-        with autocast(recipe.run.precision, device):
+        with autocast(pick_precision(recipe.run.precision, device), device):
             result = evaluate(model, tokenizer, examples, params, reward, max_batch_size=recipe.run.max_batch_size)
         seconds = time.monotonic() - start
         results[name] = {

@@ -105,7 +105,7 @@ class StopConfig(Section):
 
 
 class CheckpointConfig(Section):
-    every_steps: int = Field(0, ge=0, description="0 = only at the end")
+    every_steps: int = Field(50, ge=0, description="0 = only at the end")
     keep_last: int = Field(2, ge=1, description="older checkpoints are removed")
 
 

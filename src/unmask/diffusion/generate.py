@@ -10,6 +10,7 @@ Shape suffixes: B rows, S absolute positions, T positions of a block, W newly co
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 import torch
@@ -53,8 +54,10 @@ def generate(
     if len(params) != len(prompts):
         raise UnmaskError(f"{len(params)} sampling parameters for {len(prompts)} prompts: give one, or one per prompt")
     for i, prompt in enumerate(prompts):
-        if bad := [t for t in prompt if not 0 <= t < model.spec.vocab_size]:
-            raise UnmaskError(f"prompt {i}: token id {bad[0]} is outside the vocabulary of {model.spec.vocab_size}")
+        if not isinstance(prompt, Sequence):
+            raise UnmaskError(f"prompt {i} is {prompt!r}; a prompt is a list of token ids")
+        if bad := [t for t in prompt if not (isinstance(t, Integral) and 0 <= t < model.spec.vocab_size)]:
+            raise UnmaskError(f"prompt {i}: token id {bad[0]!r} is outside the vocabulary of {model.spec.vocab_size}")
     if model.spec.attention != "block_causal":
         raise UnmaskError(f"generate decodes block models; {model.spec.family} has {model.spec.attention} attention")
 

@@ -19,6 +19,11 @@ from unmask.train.optimizer import learning_rate, make_optimizer
 LossFn = Callable[[RowBatch], tuple[Tensor, dict[str, Tensor]]]
 
 
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """Matrix products in "bfloat16", or everything in "float32"."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
 class Trainer:
     """Holds the model, the optimizer that lives across steps, and the number of optimizer steps done.
 
@@ -46,8 +51,7 @@ class Trainer:
 
     def autocast(self) -> torch.autocast:
         """Matrix products in the run's precision; weights, norms, log-probabilities and optimizer stay float32."""
-        enabled = self.precision == "bfloat16"
-        return torch.autocast(self.model.device.type, dtype=torch.bfloat16, enabled=enabled)
+        return autocast(self.precision, self.model.device)
 
     def batches(self, rows: Sequence[TrainRow]) -> list[RowBatch]:
         pad, device = self.model.spec.pad_token_id, self.model.device
