@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from tests.recipes import RL, SFT, start, unmask, write_recipe
 from unmask.train import sft
 from unmask.train.checkpoint import find_damage, list_checkpoints, newest_valid
-from unmask.train.run import lock_folder
+from unmask.train.run import lock_folder, read_metrics
 
 
 def assert_same_end(a: Path, b: Path) -> None:
@@ -206,9 +206,12 @@ def test_stopping_rules(tmp_path) -> None:
     recipe = write_recipe(tmp_path, "sft", SFT)
     words = ["stop.metric=cut_share", "eval.every_steps=1"]  # an untrained model: some share between 0 and 1
     ended = unmask("sft", recipe, f"run.dir={tmp_path / 'a'}", *words, "stop.at_least=0.0", "stop.min_steps=3")
-    assert "reached its target after step 3" in ended.stdout  # at_least is met by equality, min_steps is waited for
+    assert "reached its target after step 3" in ended.stdout  # min_steps is waited for
     never = unmask("sft", recipe, f"run.dir={tmp_path / 'b'}", *words, "stop.at_least=1.1")
     assert "did all its steps after step 6" in never.stdout
+    first = next(r for r in read_metrics(tmp_path / "b") if "eval/tokens_per_forward" in r)["eval/tokens_per_forward"]
+    exactly = [f"run.dir={tmp_path / 'c'}", "stop.metric=tokens_per_forward", "eval.every_steps=1", f"stop.at_least={first!r}"]
+    assert "reached its target after step 1:" in unmask("sft", recipe, *exactly).stdout  # "at least" includes equality
     higher = unmask("sft", recipe, f"run.dir={tmp_path / 'a'}", *words, "stop.at_least=1.1", "--resume")
     assert "did all its steps after step 6" in higher.stdout  # a raised target is gone after
 
