@@ -81,7 +81,11 @@ def new_folder(path: Path, marker: str = "config.json") -> Iterator[Path]:
         if path.exists():
             old = temporary.with_name(temporary.name + "-old")
             os.rename(path, old)
-            os.rename(temporary, path)
+            try:
+                os.rename(temporary, path)
+            except OSError:
+                os.rename(old, path)
+                raise
             shutil.rmtree(old)
         else:
             os.rename(temporary, path)

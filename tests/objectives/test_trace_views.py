@@ -115,10 +115,8 @@ def test_ragged_rows_are_the_plain_rows(model, shrink, normalization) -> None:
         ratio, a = (new - old).exp(), rollout.advantage
         token = torch.minimum(ratio * a, ratio.clamp(0.8, 1.2) * a) - 0.1 * ((old - new).exp() - 1 + new - old)
         if normalization == "trace_step":
-            blocks = (np.arange(n) + len(trace.prompt_ids)) // trace.block_size
             every = np.arange(len(trace.canvas_ids))
             pairs = shrink_steps((every + len(trace.prompt_ids)) // trace.block_size, np.array(trace.step_map), shrink)[:n]
-            assert len(blocks) == len(pairs)
             plain = plain + sum(token[torch.from_numpy(pairs == p)].mean() for p in np.unique(pairs)) / 5
         else:
             divisor = {"token": num_tokens, "sequence": 5 * n, "constant": 5 * 20}[normalization]

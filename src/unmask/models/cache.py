@@ -38,7 +38,7 @@ class KVCache:
         if not self._num_visible:
             return k_BGLK, v_BGLK
         return (
-            torch.cat((self.k[layer, :, :, : self._num_visible].to(k_BGLK.dtype), k_BGLK), 2),
+            torch.cat((self.k[layer, :, :, : self._num_visible], k_BGLK), 2),
             torch.cat((self.v[layer, :, :, : self._num_visible], v_BGLK), 2),
         )
 
@@ -55,8 +55,8 @@ class KVCache:
         row, column = (offset_L < num_tokens_B[:, None]).nonzero(as_tuple=True)
         slot = self.length_B[row] + column
         for layer, (k_BGLK, v_BGLK) in enumerate(self._new):
-            self.k[layer, row, :, slot] = k_BGLK[row, :, column].to(self.k.dtype)
-            self.v[layer, row, :, slot] = v_BGLK[row, :, column].to(self.v.dtype)
+            self.k[layer, row, :, slot] = k_BGLK[row, :, column]
+            self.v[layer, row, :, slot] = v_BGLK[row, :, column]
         self.length_B = self.length_B + num_tokens_B
         self._num_visible = max_length
         self._new = []

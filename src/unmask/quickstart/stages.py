@@ -1,6 +1,7 @@
 """`unmask quickstart`: three recipes in a row, measured before and after RL. Each stage is an ordinary run.
 
 DIR/1-sft-basics, DIR/2-sft-sloppy, DIR/3-rl      run folders
+DIR/before.json, DIR/after.json                   what was measured, and of which checkpoint
 DIR/before.jsonl, DIR/after.jsonl                 the same held-out questions being unmasked
 DIR/results.json, DIR/report.html                 what came out
 """
@@ -99,7 +100,7 @@ def _say_stage(console: Console, title: str, recipe: Any, outcome: Any, seconds:
     value = outcome.evaluation.get(recipe.stop.metric, float("nan"))
     target = f"{recipe.stop.metric} {value:.3f}, target {recipe.stop.at_least}"
     how = "reached" if outcome.reason == "target" else "NOT reached within the limit of steps:"
-    console.print(f"{title}: {how} {target} after {outcome.num_steps} steps, {format_seconds(seconds)}")
+    console.print(f"{title}: {how} {target} after {outcome.num_steps} steps, {format_seconds(seconds)}", soft_wrap=True)
 
 
 def is_measured(file: Path, checkpoint: Path) -> bool:

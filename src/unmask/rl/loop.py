@@ -33,14 +33,7 @@ def train_rl(
     needs_old_logprobs = settings.old_logprobs == "recompute" or (settings.old_logprobs == "auto" and not is_exact)
 
     def loss_fn(batch: RowBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        logprobs_N = target_logprobs(
-            trainer.model,
-            batch,
-            trainer.backend,
-            temperature=params.temperature,
-            top_k=params.top_k,
-            top_p=params.top_p,
-        )
+        logprobs_N = target_logprobs(trainer.model, batch, trainer.backend, temperature=params.temperature)
         return objective.loss(logprobs_N, batch)
 
     with run:
