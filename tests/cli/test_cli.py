@@ -132,7 +132,7 @@ def bad(tmp_path: Path, trained: Path) -> dict[str, tuple[list, str]]:
         "wrong type": (["sft", sft, "train.max_steps=many"], "train.max_steps: Input should be a valid integer, found 'many'"),
         "missing recipe": (["sft", tmp_path / "no.toml"], "no.toml: no such recipe file"),
         "no recipe": (["sft"], "Missing parameter: words"),
-        "missing model folder": (["eval", tmp_path / "no", "source.name=chained_arithmetic"], "no such folder"),
+        "missing model folder": (["eval", tmp_path / "no"], "no such folder"),
         "model is a file": (["generate", tmp_path / "file", "--prompt", "1"], "is a file; a model is a folder"),
         "truncated weights": (["generate", truncated, "--prompt", "1+1=?"], "not a complete safetensors file"),
         "malformed JSON line": (["generate", rl, "--input", tmp_path / "rows.jsonl"], "rows.jsonl:2: not valid JSON"),

@@ -16,6 +16,10 @@ from unmask.files import write_text
 
 def run_eval(checkpoint: str, words: list[str], output: Path | None, dry_run: bool) -> None:
     """Prints the table; with `output`, writes results.json and the traces of each mode there. Raises `UnmaskError`."""
+    if not dry_run and not Path(checkpoint).exists():
+        from unmask.launch import find_model_folder
+
+        find_model_folder(checkpoint)  # what is not there is said first, before what a recipe for it would lack
     files, overrides = split_words(words)
     recipe = load_recipe(EvalRecipe, files, overrides, base=_from_run(checkpoint))
     from unmask.data.chat import ChatTokenizer
