@@ -18,7 +18,8 @@ from unmask.diffusion.remasking import get_strategy
 from unmask.errors import UnmaskError
 from unmask.evaluate import METRICS, evaluate, take_examples
 from unmask.models import Decoder
-from unmask.models.checkpoint import load_model, new_model, resolve_folder
+from unmask.models.checkpoint import load_model, new_model
+from unmask.models.hub import resolve_folder
 from unmask.objectives import (
     RL_OBJECTIVES,
     SFT_OBJECTIVES,

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from unmask.errors import UnmaskError
-from unmask.models.decoder import Decoder
-from unmask.models.sdar import SDAR
+from unmask.models.decoder import Decoder, ValueModel
+from unmask.models.dream import Dream
+from unmask.models.llada import LLaDA
+from unmask.models.mmada import MMaDA
+from unmask.models.sdar import SDAR, SDARMoE
 from unmask.models.spec import ModelFamily, ModelSpec
 
-FAMILIES: dict[str, ModelFamily] = {family.name: family for family in (SDAR(),)}
+FAMILIES: dict[str, ModelFamily] = {family.name: family for family in (SDAR(), SDARMoE(), Dream(), LLaDA(), MMaDA())}
 
 
 def find_family(config: dict[str, Any], where: str = "config.json") -> ModelFamily:
@@ -32,4 +35,4 @@ def preset_config(preset: str) -> dict[str, Any]:
     return dict(known[preset])
 
 
-__all__ = ["FAMILIES", "Decoder", "ModelFamily", "ModelSpec", "find_family", "preset_config"]
+__all__ = ["FAMILIES", "Decoder", "ModelFamily", "ModelSpec", "ValueModel", "find_family", "preset_config"]

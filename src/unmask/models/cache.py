@@ -1,6 +1,6 @@
 """Keys and values of committed (clean) tokens, dense: one slot per absolute position and row.
 
-Shape suffixes: B rows, S slots, L new tokens, G key/value heads, K head_dim.
+Shape suffixes: B rows, S slots, L new tokens, D model width, G key/value heads, K head_dim.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ class KVCache:
         self.length_B = torch.zeros(rows, dtype=torch.long, device=device)
         self._num_visible = 0  # slots any row uses; a Python int so that slicing costs no device sync
         self._new: list[tuple[Tensor, Tensor]] = []
+        self._last_hidden_BD: Tensor | None = None  # of the last committed token, for families with shifted logits
+        self._new_hidden_BLD: Tensor | None = None
 
     def layout(self) -> TokenLayout:
         return TokenLayout.sequences(self._num_visible, self.block_size, self.length_B)
@@ -42,6 +44,11 @@ class KVCache:
             torch.cat((self.v[layer, :, :, : self._num_visible], v_BGLK), 2),
         )
 
+    def exchange_hidden(self, hidden_BLD: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Remembers the new tokens' hidden states; returns that of the last committed one and its position [B]."""
+        self._new_hidden_BLD = hidden_BLD
+        return self._last_hidden_BD, self.length_B - 1
+
     def commit(self, num_tokens_B: Tensor, max_length: int) -> None:
         """Keeps the first num_tokens_B[i] of row i's new tokens; they continue row i's committed prefix.
 
@@ -57,13 +64,20 @@ class KVCache:
         for layer, (k_BGLK, v_BGLK) in enumerate(self._new):
             self.k[layer, row, :, slot] = k_BGLK[row, :, column]
             self.v[layer, row, :, slot] = v_BGLK[row, :, column]
+        if self._new_hidden_BLD is not None:
+            last_B1D = (num_tokens_B - 1).clamp(min=0)[:, None, None].expand(-1, 1, self._new_hidden_BLD.shape[-1])
+            last_BD = self._new_hidden_BLD.gather(1, last_B1D)[:, 0]
+            before_BD = last_BD if self._last_hidden_BD is None else self._last_hidden_BD
+            self._last_hidden_BD = torch.where(num_tokens_B[:, None] > 0, last_BD, before_BD)
         self.length_B = self.length_B + num_tokens_B
         self._num_visible = max_length
-        self._new = []
+        self._new, self._new_hidden_BLD = [], None
 
     def select(self, rows: Tensor) -> None:
         """Keeps only these rows."""
         self.length_B = self.length_B[rows]
+        if self._last_hidden_BD is not None:
+            self._last_hidden_BD = self._last_hidden_BD[rows]
         if self.k.numel():
             self.k, self.v = self.k[:, rows], self.v[:, rows]
         else:

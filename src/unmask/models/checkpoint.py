@@ -1,132 +1,166 @@
-"""Model folders in the hub's format: config.json, model.safetensors (or shards), tokenizer files. No remote code."""
+"""Model folders in the hub's format, without remote code: load, save, make from a preset.
+
+config.json                     the family and its sizes; unknown keys are preserved
+model.safetensors               or shards with model.safetensors.index.json
+tokenizer.json, ...             carried along
+"""
 
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from unmask.errors import UnmaskError
 from unmask.files import new_folder, read_json
 from unmask.models import find_family, preset_config
-from unmask.models.decoder import Decoder
+from unmask.models.decoder import Backbone, Decoder, ValueModel
+from unmask.models.hub import carry_files, resolve_folder
+from unmask.models.spec import ModelFamily, ModelSpec
+from unmask.models.special_ids import fill_special_ids
+from unmask.models.weights import check_tensors, checkpoint_tensors, is_equal, read_headers, read_tensors, write_tensors
 
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
-    "chat_template.jinja", "generation_config.json",
-)  # fmt: skip
+MAX_SHARD_BYTES = 5 * 10**9
+Device = str | torch.device
+DType = str | torch.dtype
+_HEADS: dict[str, type[Backbone]] = {"vocabulary": Decoder, "value": ValueModel}
 
 
-def resolve_folder(path_or_hub_name: str | Path, revision: str | None = None) -> Path:
-    """A local folder as it is; "owner/name" through the hub's cache. Raises `UnmaskError` saying what was looked for."""
-    folder = Path(path_or_hub_name)
-    if folder.is_dir():
-        return folder
-    name = str(path_or_hub_name)
-    if folder.exists():
-        raise UnmaskError(f"{name}: is a file; a model is a folder with config.json and model.safetensors")
-    is_hub_name = name.count("/") == 1 and not name.startswith((".", "/", "~")) and not folder.parent.is_dir()
-    if not is_hub_name:
-        raise UnmaskError(f"{name}: no such folder (and not a hub name of the form owner/name)")
-    from huggingface_hub import snapshot_download
-
+def read_spec(folder: Path) -> tuple[dict[str, Any], ModelFamily, ModelSpec]:
+    """The config of a model folder as it is, its family, and what follows from them. Raises `UnmaskError`."""
+    file = folder / "config.json"
+    config = read_json(file)
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"]))
-    except Exception as error:  # hub clients raise many kinds; all mean "could not be had"
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UnmaskError(f"{name}: no such local folder, and the hub did not deliver it: {reason}") from None
+        family = find_family(config, str(file))
+    except UnmaskError as error:
+        if "auto_map" not in config:
+            raise
+        raise UnmaskError(f"{error}; this model comes with code of its own (auto_map), which is never run") from None
+    filled = fill_special_ids(config, folder, family)
+    try:
+        return config, family, family.spec(filled)
+    except UnmaskError as error:
+        raise UnmaskError(str(error).replace("config.json", str(file), 1)) from None
+
+
+@overload
+def load_model(
+    path_or_hub_name: str | Path, device: Device = ..., dtype: DType = ..., revision: str | None = ...,
+    head: Literal["vocabulary"] = ...,
+) -> Decoder: ...  # fmt: skip
+
+
+@overload
+def load_model(
+    path_or_hub_name: str | Path, device: Device = ..., dtype: DType = ..., revision: str | None = ...,
+    *, head: Literal["value"],
+) -> ValueModel: ...  # fmt: skip
 
 
 def load_model(
-    path_or_hub_name: str | Path, device: str | torch.device = "cpu", dtype: str | torch.dtype = "float32",
+    path_or_hub_name: str | Path,
+    device: Device = "cpu",
+    dtype: DType = "float32",
     revision: str | None = None,
-) -> Decoder:  # fmt: skip
-    """Loads a checkpoint folder or hub name into the one decoder, in evaluation mode.
+    head: Literal["vocabulary", "value"] = "vocabulary",
+) -> Decoder | ValueModel:
+    """Loads a model folder or hub name into the one decoder, in evaluation mode.
 
-    Only JSON and safetensors are read; tensors are copied one by one. Raises `UnmaskError` naming missing, unexpected
-    or mis-shaped tensors and truncated files.
+    Only JSON and safetensors are read. All names and shapes are checked before any weight is read; tensors are then
+    copied piece by piece, so that memory peaks at about one copy of the weights.
+
+    dtype: a torch dtype or its name, or "auto": the one the config names (float32 if it names none).
+    revision: a branch, tag or commit on the hub.
+    head: "value" gives a `ValueModel`; its scalar head is zero when the folder holds a policy.
+
+    Raises `UnmaskError` naming missing, unexpected or mis-shaped tensors (with both shapes), truncated files, unknown
+    families, and folders with pickles or remote code only.
     """
+    if head not in _HEADS:
+        raise UnmaskError(f"head {head!r} is unknown; known: {', '.join(_HEADS)}")
     folder = resolve_folder(path_or_hub_name, revision)
-    config = read_json(folder / "config.json")
-    family = find_family(config, str(folder / "config.json"))
-    target_dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(target_dtype, torch.dtype) or not target_dtype.is_floating_point:
-        raise UnmaskError(f"dtype {dtype!r} is not a floating point type; use float32, bfloat16 or float16")
+    config, family, spec = read_spec(folder)
+    target_dtype = find_dtype(config_dtype(config) if dtype == "auto" else dtype)
+    stored = read_headers(folder)
     with torch.device("meta"):
-        model = Decoder(family.spec(config))
+        model = _HEADS[head](spec)
+    check_tensors(stored, model, family, spec, folder)
+
+    model = model.to(dtype=target_dtype).to_empty(device=device)
+    model.tie_weights()
+    model.config, model.source_folder = config, folder
+    load_weights(model, folder)
+    return model.eval()  # type: ignore[return-value]
+
+
+def load_weights(model: Backbone, folder: Path) -> None:
+    """Reads a folder's tensors into a model of the same family and sizes, in place. Raises `UnmaskError`."""
+    family, stored = find_family(model.config), read_headers(folder)
+    wanted = check_tensors(stored, model, family, model.spec, folder)
+    with torch.no_grad():
+        read_tensors(stored, wanted)
+        value_head = family.to_checkpoint_name("value_head.weight")
+        if value_head in wanted and value_head not in stored:
+            wanted[value_head].zero_()
+    head, embedding = (family.to_checkpoint_name(f"{name}.weight") for name in ("lm_head", "embed_tokens"))
+    if model.spec.is_tied and head in stored and not is_equal(stored, head, wanted[embedding]):
+        raise UnmaskError(f"{folder}: the config ties the head to the embedding, but the tensors {head} and {embedding} differ")
+
+
+def find_dtype(dtype: DType) -> torch.dtype:
+    """A floating point type by its name. Raises `UnmaskError`."""
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if found not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        raise UnmaskError(f"dtype {dtype!r} is not a floating point type; use float32, bfloat16, float16 or float64")
+    return found
+
+
+def config_dtype(config: dict[str, Any]) -> str:
+    """The name of the dtype a config gives its weights; "float32" if it gives none."""
+    return str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
+
+
+def new_model(
+    preset: str, seed: int, *, device: Device = "cpu", dtype: DType = "float32", **overrides: Any
+) -> Decoder:  # fmt: skip
+    """A randomly initialised model: preset "family/size" with config keys overridden (vocab_size, special ids, ...).
+
+    A seed means the same float32 numbers on every device; other dtypes round them. Raises `UnmaskError`.
+    """
+    target_dtype = find_dtype(dtype)
+    config = {**preset_config(preset), **overrides}
+    with torch.device("meta"):
+        model = Decoder(find_family(config).spec(config))
     model = model.to(dtype=target_dtype).to_empty(device=device)
     model.tie_weights()
     model.config = config
-
-    wanted: dict[str, torch.Tensor] = {family.to_checkpoint_name(name): p for name, p in model.named_parameters()}
-    if model.spec.is_tied:
-        # Some tools store a tied head all the same; it is redundant.
-        wanted[family.to_checkpoint_name("lm_head.weight")] = model.embed_tokens.weight
-    found: set[str] = set()
-    for file in _weight_files(folder):
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 (not a dict)
-                    if name not in wanted:
-                        raise UnmaskError(f"{file}: unexpected tensor {name!r} for family {family.name}")
-                    shape = tuple(tensors.get_slice(name).get_shape())
-                    if shape != tuple(wanted[name].shape):
-                        expected = list(wanted[name].shape)
-                        raise UnmaskError(f"{file}: tensor {name!r} has shape {list(shape)}, expected {expected}")
-                    with torch.no_grad():
-                        wanted[name].copy_(tensors.get_tensor(name))
-                    found.add(name)
-        except (SafetensorError, OSError) as error:
-            raise UnmaskError(f"{file}: not a complete safetensors file ({error})") from None
-    optional = {family.to_checkpoint_name("lm_head.weight")} if model.spec.is_tied else set()
-    if missing := sorted(set(wanted) - found - optional):
-        raise UnmaskError(f"{folder}: tensor {missing[0]!r} is missing ({len(missing)} missing in all)")
+    model.init_weights(torch.Generator().manual_seed(seed))
     return model.eval()
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        files = sorted({folder / name for name in read_json(index).get("weight_map", {}).values()})
-        if absent := [f for f in files if not f.exists()]:
-            raise UnmaskError(f"{absent[0]}: shard named in {index.name} is missing")
-        return files
-    if (folder / "model.safetensors").exists():
-        return [folder / "model.safetensors"]
-    raise UnmaskError(f"{folder}: no model.safetensors here (only safetensors are read, never pickles)")
+def write_weights(model: Backbone, folder: Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
+    """Writes config.json and the tensors, under the family's names, into an existing folder."""
+    config = dict(model.config)
+    key = "dtype" if "dtype" in config else "torch_dtype"
+    if key in config and config_dtype(config) != (name := str(model.dtype).removeprefix("torch.")):
+        config[key] = name  # tools that read the weights as the config says must not round them
+    write_tensors(checkpoint_tensors(model, find_family(model.config)), folder, max_shard_bytes)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def new_model(preset: str, seed: int, *, device: str | torch.device = "cpu", **overrides: Any) -> Decoder:
-    """A randomly initialised model: preset "family/size" with config keys overridden (vocab_size, special ids, ...)."""
-    config = {**preset_config(preset), **overrides}
-    model = Decoder(find_family(config).spec(config))
-    model.config = config
-    model.init_weights(torch.Generator().manual_seed(seed))
-    return model.to(device).eval()
+def save_model(
+    model: Backbone, path: str | Path, tokenizer_from: str | Path | None = None, max_shard_bytes: int = MAX_SHARD_BYTES
+) -> None:
+    """Saves an ordinary model folder, atomically: an old one at `path` is intact until the new one is complete.
 
-
-def write_weights(model: Decoder, folder: Path) -> None:
-    """Writes config.json and model.safetensors, under the family's tensor names, into an existing folder."""
-    family = find_family(model.config)
-    tensors = {family.to_checkpoint_name(name): p.detach().to("cpu").contiguous() for name, p in model.named_parameters()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(model.config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def save_model(model: Decoder, path: str | Path, tokenizer_from: str | Path | None = None) -> None:
-    """Saves an ordinary model folder, atomically; `tokenizer_from` is a folder whose tokenizer files come along."""
+    Tensor names and config keys are those of the checkpoint the model came from. Tokenizer files (and the others that
+    other tools may need) come along from there, or from the folder `tokenizer_from`. Weights above `max_shard_bytes` are
+    split into shards. Raises `UnmaskError`.
+    """
+    source = model.source_folder if tokenizer_from is None else Path(tokenizer_from)
     with new_folder(Path(path)) as folder:
-        write_weights(model, folder)
-        if tokenizer_from is not None:
-            copy_tokenizer(Path(tokenizer_from), folder)
-
-
-def copy_tokenizer(source: Path, target: Path) -> None:
-    for name in TOKENIZER_FILES:
-        if (source / name).exists():
-            shutil.copyfile(source / name, target / name)
+        write_weights(model, folder, max_shard_bytes)
+        if source is not None:
+            carry_files(source, folder)

@@ -1,7 +1,7 @@
 """Checkpoints of a run: a loadable model folder plus everything needed to go on exactly where it stood.
 
     checkpoints/step-00000040/
-        config.json, model.safetensors, tokenizer files    an ordinary model folder
+        config.json, model.safetensors, tokenizer files    an ordinary model folder (large weights: several shards)
         trainer_state.pt                                   optimizer, steps, RNG states, position in the metrics
         manifest.json                                      written last: sizes and SHA-256 of all of it
 
@@ -19,15 +19,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
 from unmask.errors import UnmaskError
 from unmask.files import new_folder, read_json
-from unmask.models import Decoder, find_family
-from unmask.models.checkpoint import copy_tokenizer, write_weights
+from unmask.models import Decoder
+from unmask.models.checkpoint import load_weights, write_weights
+from unmask.models.hub import carry_files
 
 MANIFEST = "manifest.json"
-REQUIRED = ("config.json", "model.safetensors", "trainer_state.pt")
+REQUIRED = ("config.json", "trainer_state.pt")
 
 
 def seed_rng(seed: int) -> None:
@@ -64,7 +64,7 @@ def save_checkpoint(
     target = folder / f"step-{step:08d}"
     with new_folder(target, marker=MANIFEST) as temporary:
         write_weights(model, temporary)
-        copy_tokenizer(tokenizer_from, temporary)
+        carry_files(tokenizer_from, temporary)
         torch.save({**state, "rng": rng_state()}, temporary / "trainer_state.pt")
         files = {file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in temporary.iterdir()}
         manifest = json.dumps({"step": step, "files": dict(sorted(files.items()))}, indent=2)
@@ -96,6 +96,8 @@ def find_damage(path: Path) -> str | None:
         files = read_json(path / MANIFEST)["files"]
         if missing := [name for name in REQUIRED if name not in files]:
             return f"its manifest does not list {missing[0]}"
+        if not any(name.endswith(".safetensors") for name in files):
+            return "its manifest lists no weights"
         for name, facts in files.items():
             file = path / name
             if not file.exists():
@@ -111,11 +113,7 @@ def find_damage(path: Path) -> str | None:
 
 def load_checkpoint(path: Path, model: Decoder) -> dict[str, Any]:
     """Restores weights in place and the global generators; returns the saved state."""
-    family = find_family(model.config)
-    tensors = load_file(path / "model.safetensors")
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(tensors[family.to_checkpoint_name(name)])
+    load_weights(model, path)
     state = torch.load(path / "trainer_state.pt", map_location="cpu", weights_only=True)
     set_rng_state(state.pop("rng"))
     return state

@@ -1,0 +1,49 @@
+"""Where model folders come from: a local path, or "owner/name" through the hub's cache. And the files that are carried."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from unmask.errors import UnmaskError
+
+# Copied from the folder a model was loaded from into the folder it is saved to. The Python files are never imported here:
+# they come along because other tools cannot load some families without them.
+CARRIED = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+    "tokenizer.model", "chat_template.jinja", "chat_template.json", "generation_config.json", "*.py",
+)  # fmt: skip
+_FETCHED = ("*.json", "*.txt", "*.jinja", "tokenizer.model", "*.py")
+
+
+def resolve_folder(path_or_hub_name: str | Path, revision: str | None = None, *, weights: bool = True) -> Path:
+    """A local folder as it is; "owner/name" through the hub's cache, at a branch, tag or commit.
+
+    weights: False leaves the tensors where they are. Raises `UnmaskError` saying what was looked for and why not found.
+    """
+    folder, name = Path(path_or_hub_name), str(path_or_hub_name)
+    if folder.is_dir():
+        if revision is not None:
+            raise UnmaskError(f"{name}: is a local folder; a revision ({revision!r}) belongs to a name on the hub")
+        return folder
+    if folder.exists():
+        raise UnmaskError(f"{name}: is a file; a model is a folder with config.json and model.safetensors")
+    is_hub_name = name.count("/") == 1 and not name.startswith((".", "/", "~")) and not folder.parent.is_dir()
+    if not is_hub_name:
+        raise UnmaskError(f"{name}: no such folder (and not a hub name of the form owner/name)")
+    from huggingface_hub import snapshot_download
+
+    patterns = [*_FETCHED, "model*.safetensors"] if weights else [*_FETCHED]
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except Exception as error:  # hub clients raise many kinds; all mean "could not be had"
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UnmaskError(f"{name}: no such local folder, and the hub did not deliver it: {reason}") from None
+
+
+def carry_files(source: Path, target: Path) -> None:
+    """Copies the tokenizer and the other small files of a model folder; what the target has already stays."""
+    for pattern in CARRIED:
+        for file in source.glob(pattern):
+            if file.is_file() and not (target / file.name).exists():
+                shutil.copyfile(file, target / file.name)

@@ -1,0 +1,169 @@
+"""Tensors between a model and the safetensors files of a folder: checked by name and shape, streamed, sharded.
+
+Memory: reading touches a small piece of a file at a time, so a load peaks at one copy of the weights.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from unmask.errors import UnmaskError
+from unmask.files import read_json
+from unmask.models.spec import ModelFamily, ModelSpec
+
+INDEX = "model.safetensors.index.json"
+_FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # bytes; anything else is quantised and needs more than a copy
+# Pages of a mapped file count as memory of the process until the file is closed; so it is, after this many bytes.
+_PIECE_BYTES = 32 * 2**20
+
+
+class StoredTensor(NamedTuple):
+    """A tensor in a file, from the file's header."""
+
+    file: Path
+    dtype: str  # "F32", "BF16", ...
+    shape: tuple[int, ...]
+
+
+def checkpoint_tensors(model: nn.Module, family: ModelFamily) -> dict[str, Tensor]:
+    """The model's parameters (a tied one once) under the family's tensor names, as views; stacked experts one by one."""
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        target = family.to_checkpoint_name(name)
+        if "{}" in target:
+            tensors.update((target.format(i), row) for i, row in enumerate(parameter.detach().unbind()))
+        else:
+            tensors[target] = parameter.detach()
+    return tensors
+
+
+def read_headers(folder: Path) -> dict[str, StoredTensor]:
+    """All tensors of a folder's safetensors files by name. Raises `UnmaskError`, also for truncated files."""
+    stored: dict[str, StoredTensor] = {}
+    for file in _weight_files(folder):
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.offset_keys():
+                    piece = tensors.get_slice(name)
+                    stored[name] = StoredTensor(file, piece.get_dtype(), tuple(piece.get_shape()))
+        except (SafetensorError, OSError) as error:
+            raise UnmaskError(f"{file}: not a complete safetensors file ({error})") from None
+    return stored
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / INDEX
+    if index.exists():
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise UnmaskError(f"{index}: has no table 'weight_map' from tensor names to file names")
+        files = sorted({folder / name for name in weight_map.values()})
+        if outside := [f for f in files if f.parent != folder]:
+            raise UnmaskError(f"{index}: names {outside[0]}, which is outside the folder")
+        if absent := [f for f in files if not f.exists()]:
+            raise UnmaskError(f"{absent[0]}: shard named in {index.name} is missing")
+        return files
+    if (folder / "model.safetensors").exists():
+        return [folder / "model.safetensors"]
+    pickles = sorted(f.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for f in folder.glob(pattern))
+    if pickles:
+        raise UnmaskError(
+            f"{folder}: offers its weights only as pickles ({pickles[0]}), which can run code when they are read; only "
+            "safetensors are read: convert them first"
+        )
+    raise UnmaskError(f"{folder}: no model.safetensors here (only safetensors are read, never pickles)")
+
+
+def check_tensors(
+    stored: dict[str, StoredTensor], model: nn.Module, family: ModelFamily, spec: ModelSpec, folder: Path
+) -> dict[str, Tensor]:
+    """The model's tensors to be read, by name. Raises `UnmaskError` naming what is missing, unexpected or mis-shaped.
+
+    A tied head that is stored all the same may be there; a value model may come from a policy (no head yet) or be read
+    beside a policy's head.
+    """
+    wanted = checkpoint_tensors(model, family)
+    head, value_head = family.to_checkpoint_name("lm_head.weight"), family.to_checkpoint_name("value_head.weight")
+    is_value_model = value_head in wanted
+    heads = {head, family.to_checkpoint_name("lm_head.bias")}
+    may_be_extra = heads if is_value_model or spec.is_tied else set()
+    for name, found in stored.items():
+        if name not in wanted and name not in may_be_extra:
+            hint = ' (this is a value model: load it with head="value")' if name == value_head else ""
+            raise UnmaskError(f"{found.file}: unexpected tensor {name!r} for family {family.name}{hint}")
+        if name in wanted and found.shape != tuple(wanted[name].shape):
+            expected = list(wanted[name].shape)
+            raise UnmaskError(f"{found.file}: tensor {name!r} has shape {list(found.shape)}, expected {expected}")
+        if found.dtype not in _FLOATS:
+            known = ", ".join(_FLOATS)
+            raise UnmaskError(f"{found.file}: tensor {name!r} is stored as {found.dtype}; weights are read as {known}")
+    if missing := [name for name in wanted if name not in stored and name != value_head]:
+        shape = list(wanted[missing[0]].shape)
+        count = f"{len(missing)} missing in all" if len(missing) > 1 else "the only one missing"
+        raise UnmaskError(f"{folder}: tensor {missing[0]!r} of shape {shape} is missing ({count})")
+    return wanted
+
+
+def read_tensors(stored: dict[str, StoredTensor], into: dict[str, Tensor]) -> None:
+    """Copies stored tensors into those given under the same names, converting dtype and device piece by piece."""
+    for name, rows, piece in _pieces(stored, [name for name in stored if name in into]):
+        into[name][rows].copy_(piece)
+
+
+def is_equal(stored: dict[str, StoredTensor], name: str, tensor: Tensor) -> bool:
+    """Whether a stored tensor, in this one's dtype, has its values."""
+    if stored[name].shape != tuple(tensor.shape):
+        return False
+    return all(torch.equal(tensor[rows], piece.to(tensor)) for _, rows, piece in _pieces(stored, [name]))
+
+
+def _pieces(stored: dict[str, StoredTensor], names: Iterable[str]) -> Iterator[tuple[str, slice, Tensor]]:
+    """Whole tensors, large ones a few rows at a time. A piece is valid until the next one is asked for."""
+    tensors: Any = None
+    file, num_bytes = None, 0
+    with ExitStack() as stack:
+        for name in names:
+            shape, width = stored[name].shape, _FLOATS[stored[name].dtype]
+            row_bytes = max(1, math.prod(shape[1:]) * width)
+            step = max(1, _PIECE_BYTES // row_bytes)
+            for start in range(0, shape[0], step):
+                try:
+                    if file != stored[name].file or num_bytes >= _PIECE_BYTES:
+                        stack.close()
+                        file, num_bytes = stored[name].file, 0
+                        tensors = stack.enter_context(safe_open(file, framework="pt"))
+                    rows = slice(start, min(start + step, shape[0]))
+                    piece = tensors.get_slice(name)[rows]
+                except (SafetensorError, OSError) as error:
+                    raise UnmaskError(f"{file}: cannot be read ({error})") from None
+                yield name, rows, piece
+                num_bytes += piece.numel() * width
+
+
+def write_tensors(tensors: dict[str, Tensor], folder: Path, max_shard_bytes: int) -> None:
+    """Writes model.safetensors, or shards and their index when there is more than `max_shard_bytes`.
+
+    One shard at a time is brought to the CPU.
+    """
+    from huggingface_hub import split_state_dict_into_shards_factory
+
+    plan = split_state_dict_into_shards_factory(
+        tensors, get_storage_size=lambda t: t.numel() * t.element_size(), get_storage_id=lambda t: None,
+        filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_bytes,
+    )  # fmt: skip
+    for file, names in plan.filename_to_tensors.items():
+        shard = {name: tensors[name].to("cpu").contiguous() for name in names}
+        save_file(shard, folder / file, metadata={"format": "pt"})
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": dict(sorted(plan.tensor_to_filename.items()))}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
