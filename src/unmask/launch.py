@@ -79,14 +79,17 @@ def pick_precision(name: str, device: torch.device) -> str:
     return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
 
 
-def find_model_folder(path: str, revision: str = "") -> Path:
-    """A model folder or hub name; for a run folder, its newest valid checkpoint. Raises `UnmaskError`."""
+def find_model_folder(path: str, revision: str = "", *, weights: bool = True) -> Path:
+    """A model folder or hub name; for a run folder, its newest valid checkpoint. Raises `UnmaskError`.
+
+    weights: False fetches only the JSON files of a hub name.
+    """
     if (Path(path) / "checkpoints").is_dir():
         checkpoint, _ = newest_valid(Path(path) / "checkpoints")
         if checkpoint is None:
             raise UnmaskError(f"{path}: this run has no valid checkpoint yet")
         return checkpoint
-    return resolve_folder(path, revision or None)
+    return resolve_folder(path, revision or None, weights=weights)
 
 
 def open_model(config: ModelConfig, source: Plugin, run: RunConfig, scratch: Path) -> tuple[Decoder, ChatTokenizer, Path]:

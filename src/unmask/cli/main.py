@@ -28,6 +28,7 @@ Words = Annotated[
 ]
 Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings; later ones win")]
 Checkpoint = Annotated[str, typer.Argument(metavar="CKPT", help="model folder, run folder or hub name")]
+Revision = Annotated[str, typer.Option(help="branch, tag or commit of a hub name")]
 Resume = Annotated[bool, typer.Option("--resume", help="continue the run in run.dir exactly where its checkpoint stood")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="print the resolved recipe and stop")]
 
@@ -101,6 +102,57 @@ def generate(
     from unmask.cli.generation import run_generate
 
     run_generate(checkpoint, settings or [], prompt or [], input_file, output, device)
+
+
+@app.command()
+def inspect(
+    checkpoint: Annotated[str, typer.Argument(metavar="CKPT", help="model folder, run folder, hub name or preset")],
+    revision: Revision = "",
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
+) -> None:
+    """What a checkpoint is: family, sizes, special tokens, dtype, parameters. Loads no weights."""
+    from unmask.cli.checkpoints import run_inspect
+
+    run_inspect(checkpoint, revision, as_json)
+
+
+checkpoint_app = typer.Typer(help="Make and convert model folders.")
+app.add_typer(checkpoint_app, name="checkpoint")
+
+
+@checkpoint_app.callback(invoke_without_command=True)
+def _checkpoint(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@checkpoint_app.command()
+def new(
+    preset: Annotated[str, typer.Argument(metavar="PRESET", help='"family/size", for example sdar/tiny')],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="model folder to write")],
+    settings: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="keys of its config.json")] = None,
+    seed: Annotated[int, typer.Option(help="of the random weights")] = 0,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
+) -> None:
+    """Write a randomly initialised model."""
+    from unmask.cli.checkpoints import run_new
+
+    run_new(preset, output, settings or [], seed, dtype)
+
+
+@checkpoint_app.command()
+def export(
+    checkpoint: Checkpoint,
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="model folder to write")],
+    adapter: Annotated[Path | None, typer.Option(help="LoRA adapter folder, merged into the weights")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16; auto = as stored")] = "auto",
+    max_shard_gb: Annotated[float, typer.Option(help="largest size of one file")] = 5.0,
+    revision: Revision = "",
+) -> None:
+    """Write a plain model folder that other tools load."""
+    from unmask.cli.checkpoints import run_export
+
+    run_export(checkpoint, output, adapter, dtype, max_shard_gb, revision)
 
 
 @app.command()

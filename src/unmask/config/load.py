@@ -29,14 +29,16 @@ def load_recipe(
     for file in files:
         _merge(merged, read_toml(file), origin, str(file))
     for word in overrides:
-        key, equals, text = word.partition("=")
-        if not equals or not key.strip():
-            raise UnmaskError(f"{word!r}: an override has the form section.key=value")
-        tree: Any = _parse_value(text)
-        for part in reversed(key.strip().split(".")):
-            tree = {part: tree}
-        _merge(merged, tree, origin, f"{word!r}")
+        _merge(merged, _parse_word(word), origin, f"{word!r}")
     return check(kind, merged, origin)
+
+
+def parse_settings(words: Sequence[str]) -> dict[str, Any]:
+    """`key=value` words as a table, unchecked; later ones win. Raises `UnmaskError` for a word of another form."""
+    merged: dict[str, Any] = {}
+    for word in words:
+        _merge(merged, _parse_word(word), {}, word)
+    return merged
 
 
 def check(kind: type[Model], values: dict[str, Any], origin: dict[str, str] | str = "") -> Model:
@@ -62,6 +64,16 @@ def read_toml(file: Path) -> dict[str, Any]:
         raise UnmaskError(f"{file}: cannot be read ({error})") from None
     except (ValueError, RecursionError) as error:  # TOMLDecodeError among them
         raise UnmaskError(f"{file}: not valid TOML: {error}") from None
+
+
+def _parse_word(word: str) -> dict[str, Any]:
+    key, equals, text = word.partition("=")
+    if not equals or not key.strip():
+        raise UnmaskError(f"{word!r}: an override has the form section.key=value")
+    tree: Any = _parse_value(text)
+    for part in reversed(key.strip().split(".")):
+        tree = {part: tree}
+    return tree
 
 
 def _parse_value(text: str) -> Any:

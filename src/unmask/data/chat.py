@@ -9,9 +9,10 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import WordLevel
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from unmask.errors import UnmaskError
+from unmask.files import read_json
 from unmask.types import Example
 
 PAD, TURN_END, MASK, USER, ASSISTANT = "<|endoftext|>", "<|im_end|>", "<|MASK|>", "<|user|>", "<|assistant|>"
@@ -20,6 +21,17 @@ _TINY_TEMPLATE = (
     "{% if m.role == 'assistant' %}{{ '<|im_end|>' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
+
+
+def _fast_class(folder: Path) -> Any:
+    """The class of transformers that reads a folder's tokenizer files, without remote code."""
+    if (folder / "tokenizer.json").exists():
+        return PreTrainedTokenizerFast
+    # Dream names a class of its own, in remote code, for Qwen's vocabulary and merges.
+    file = folder / "tokenizer_config.json"
+    if file.exists() and read_json(file).get("auto_map") and (folder / "merges.txt").exists():
+        return Qwen2Tokenizer
+    return AutoTokenizer
 
 
 class ChatTokenizer:
@@ -35,9 +47,7 @@ class ChatTokenizer:
     def load(cls, folder: str | Path) -> ChatTokenizer:
         """From a model folder, without remote code. Raises `UnmaskError`."""
         try:
-            # AutoTokenizer is only for folders without tokenizer.json: it also reads config.json and warns of our families.
-            kind: Any = PreTrainedTokenizerFast if (Path(folder) / "tokenizer.json").exists() else AutoTokenizer
-            tokenizer = kind.from_pretrained(str(folder), trust_remote_code=False)
+            tokenizer = _fast_class(Path(folder)).from_pretrained(str(folder), trust_remote_code=False)
         except Exception as error:  # the library raises many kinds; all mean "not a usable tokenizer"
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UnmaskError(f"{folder}: no usable tokenizer here ({reason})") from None

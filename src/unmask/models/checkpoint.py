@@ -7,6 +7,7 @@ tokenizer.json, ...             carried along
 
 from __future__ import annotations
 
+import difflib
 import json
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -20,7 +21,15 @@ from unmask.models.decoder import Backbone, Decoder, ValueModel
 from unmask.models.hub import carry_files, resolve_folder
 from unmask.models.spec import ModelFamily, ModelSpec
 from unmask.models.special_ids import fill_special_ids
-from unmask.models.weights import check_tensors, checkpoint_tensors, is_equal, read_headers, read_tensors, write_tensors
+from unmask.models.weights import (
+    check_tensors,
+    checkpoint_tensors,
+    is_equal,
+    read_headers,
+    read_tensors,
+    stored_dtype,
+    write_tensors,
+)  # fmt: skip
 
 MAX_SHARD_BYTES = 5 * 10**9
 Device = str | torch.device
@@ -71,7 +80,7 @@ def load_model(
     Only JSON and safetensors are read. All names and shapes are checked before any weight is read; tensors are then
     copied piece by piece, so that memory peaks at about one copy of the weights.
 
-    dtype: a torch dtype or its name, or "auto": the one the config names (float32 if it names none).
+    dtype: a torch dtype or its name, or "auto": the one most weights are stored in.
     revision: a branch, tag or commit on the hub.
     head: "value" gives a `ValueModel`; its scalar head is zero when the folder holds a policy.
 
@@ -82,13 +91,13 @@ def load_model(
         raise UnmaskError(f"head {head!r} is unknown; known: {', '.join(_HEADS)}")
     folder = resolve_folder(path_or_hub_name, revision)
     config, family, spec = read_spec(folder)
-    target_dtype = find_dtype(config_dtype(config) if dtype == "auto" else dtype)
+    known_dtype = None if dtype == "auto" else find_dtype(dtype)
     stored = read_headers(folder)
     with torch.device("meta"):
         model = _HEADS[head](spec)
     check_tensors(stored, model, family, spec, folder)
 
-    model = model.to(dtype=target_dtype).to_empty(device=device)
+    model = model.to(dtype=known_dtype or stored_dtype(stored)).to_empty(device=device)
     model.tie_weights()
     model.config, model.source_folder = config, folder
     load_weights(model, folder)
@@ -130,7 +139,11 @@ def new_model(
     A seed means the same float32 numbers on every device; other dtypes round them. Raises `UnmaskError`.
     """
     target_dtype = find_dtype(dtype)
-    config = {**preset_config(preset), **overrides}
+    config = preset_config(preset)
+    if unknown := sorted(set(overrides) - set(config)):
+        near = difflib.get_close_matches(unknown[0], config, n=1, cutoff=0.0)[0]
+        raise UnmaskError(f"preset {preset}: unknown config key {unknown[0]!r}; the nearest known key is {near!r}")
+    config |= overrides
     with torch.device("meta"):
         model = Decoder(find_family(config).spec(config))
     model = model.to(dtype=target_dtype).to_empty(device=device)

@@ -19,8 +19,9 @@ class _Config(QwenConfig):
 
 _QWEN2 = {
     "architectures": ["DreamModel"], "model_type": "Dream", "hidden_act": "silu", "initializer_range": 0.02,
-    "max_position_embeddings": 131072, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "vocab_size": 152064,
-    "mask_token_id": 151666, "pad_token_id": 151643, "eos_token_id": 151643, "tie_word_embeddings": False,
+    "max_position_embeddings": 131072, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "rope_scaling": None,
+    "use_sliding_window": False, "vocab_size": 152064, "mask_token_id": 151666, "pad_token_id": 151643,
+    "eos_token_id": 151643, "tie_word_embeddings": False,
     "torch_dtype": "bfloat16",
 }  # fmt: skip
 _SMALL = {

@@ -38,12 +38,15 @@ def grouped_linear(x_MI: Tensor, weight_EOI: Tensor, num_tokens_E: Tensor) -> Te
     if torch.is_autocast_enabled(x_MI.device.type):  # which the grouped kernel does not know
         dtype = torch.get_autocast_dtype(x_MI.device.type)
         x_MI, weight_EOI = x_MI.to(dtype), weight_EOI.to(dtype)
-    # One kernel for all experts, without asking the device for the counts. It needs rows of whole 16 bytes.
     if x_MI.is_cuda and all(size * x_MI.element_size() % 16 == 0 for size in weight_EOI.shape[1:]):
-        offsets_E = num_tokens_E.cumsum(0).to(torch.int32)
-        return F.grouped_mm(x_MI, weight_EOI.transpose(1, 2), offs=offsets_E)
+        return grouped_kernel(x_MI, weight_EOI, num_tokens_E)
     parts = x_MI.split(num_tokens_E.tolist())
     return torch.cat([part @ weight_OI.T for part, weight_OI in zip(parts, weight_EOI.unbind(), strict=True)])
+
+
+def grouped_kernel(x_MI: Tensor, weight_EOI: Tensor, num_tokens_E: Tensor) -> Tensor:
+    """The same in one kernel, without asking the device for the counts. It needs rows of whole 16 bytes."""
+    return F.grouped_mm(x_MI, weight_EOI.transpose(1, 2), offs=num_tokens_E.cumsum(0).to(torch.int32))
 
 
 class MixtureOfExperts(nn.Module):
@@ -81,6 +84,15 @@ class MixtureOfExperts(nn.Module):
 
     def _count(self, expert_M: Tensor, amount_M: Tensor) -> Tensor:
         return torch.zeros(self.num_experts, dtype=torch.long, device=expert_M.device).index_add_(0, expert_M, amount_M)
+
+
+def expert_balance(model: nn.Module) -> dict[str, float]:
+    """The busiest and the idlest expert of any layer since the last reset, as multiples of an even share; {} without."""
+    load = expert_load(model)
+    if load is None:
+        return {}
+    share = load / load.sum(1, keepdim=True).clamp(min=1) * load.shape[1]
+    return {"expert_load_max": float(share.max()), "expert_load_min": float(share.min())}
 
 
 def expert_load(model: nn.Module, *, reset: bool = False) -> Tensor | None:

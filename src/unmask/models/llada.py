@@ -46,9 +46,9 @@ class _Config(HubConfig):
 
 _LLADA = {
     "architectures": ["LLaDAModelLM"], "model_type": "llada", "activation_type": "silu", "block_type": "llama",
-    "layer_norm_type": "rms", "rope": True, "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "include_bias": False,
-    "include_qkv_bias": False, "bias_for_layer_norm": False, "weight_tying": False, "init_std": 0.02, "mlp_ratio": 4,
-    "vocab_size": 126464, "embedding_size": 126464, "max_sequence_length": 4096,
+    "layer_norm_type": "rms", "rope": True, "multi_query_attention": None, "rms_norm_eps": 1e-5, "rope_theta": 500000.0,
+    "include_bias": False, "include_qkv_bias": False, "bias_for_layer_norm": False, "weight_tying": False,
+    "init_std": 0.02, "mlp_ratio": 4, "vocab_size": 126464, "embedding_size": 126464, "max_sequence_length": 4096,
     "mask_token_id": 126336, "pad_token_id": 126081, "eos_token_id": 126081, "torch_dtype": "bfloat16",
 }  # fmt: skip
 _SMALL = {

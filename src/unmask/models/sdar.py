@@ -32,6 +32,7 @@ _QWEN3 = {
     "architectures": ["SDARForCausalLM"], "model_type": "sdar", "block_size": 4,
     "attention_bias": False, "hidden_act": "silu", "head_dim": 128, "num_key_value_heads": 8,
     "initializer_range": 0.02, "max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0,
+    "rope_scaling": None, "use_sliding_window": False,
     "vocab_size": 151936, "mask_token_id": 151669, "pad_token_id": 151643, "eos_token_id": [151643, 151645],
     "tie_word_embeddings": False, "torch_dtype": "bfloat16",
 }  # fmt: skip

@@ -22,7 +22,9 @@ from unmask.files import read_json
 from unmask.models.spec import ModelFamily, ModelSpec
 
 INDEX = "model.safetensors.index.json"
-_FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # bytes; anything else is quantised and needs more than a copy
+# What weights may be stored as, and its bytes; anything else is quantised and needs more than a copy.
+_FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # Pages of a mapped file count as memory of the process until the file is closed; so it is, after this many bytes.
 _PIECE_BYTES = 32 * 2**20
 
@@ -59,6 +61,23 @@ def read_headers(folder: Path) -> dict[str, StoredTensor]:
         except (SafetensorError, OSError) as error:
             raise UnmaskError(f"{file}: not a complete safetensors file ({error})") from None
     return stored
+
+
+def safetensors_names(file: Path) -> set[str]:
+    """The names of the tensors in one file. Raises `UnmaskError`, also for a truncated file."""
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return set(tensors.keys())
+    except (SafetensorError, OSError) as error:
+        raise UnmaskError(f"{file}: not a complete safetensors file ({error})") from None
+
+
+def stored_dtype(stored: dict[str, StoredTensor]) -> torch.dtype:
+    """The dtype most weights are stored in; float32 for what is no floating point type."""
+    sizes: dict[str, int] = {}
+    for tensor in stored.values():
+        sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + math.prod(tensor.shape)
+    return _DTYPES.get(max(sizes, key=lambda dtype: sizes[dtype]), torch.float32) if sizes else torch.float32
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -132,4 +132,5 @@ def update_metrics(stats: Sequence[dict[str, float]]) -> dict[str, float]:
         "clip_share": per_token("clip_sum"),
         "neg_logprob": per_token("neg_logprob_sum"),
         "num_trained_tokens": num_targets,
+        **{key: mean(key) for key in ("expert_load_max", "expert_load_min") if stats and key in stats[0]},
     }

@@ -12,6 +12,7 @@ from unmask.attention import get_backend
 from unmask.config.schema import OptimizerConfig
 from unmask.errors import UnmaskError
 from unmask.models import Decoder
+from unmask.models.experts import expert_balance, expert_load
 from unmask.objectives.rows import RowBatch, TrainRow, collate, split_rows
 from unmask.train.optimizer import learning_rate, make_optimizer
 
@@ -58,11 +59,13 @@ class Trainer:
         return [collate(part, pad, device) for part in split_rows(rows, self.max_tokens)]
 
     def update(self, rows: Sequence[TrainRow], loss_fn: LossFn) -> dict[str, float]:
-        """One optimizer step on the sum of the loss over all rows. Returns "loss", "grad_norm", "lr" and the sums.
+        """One optimizer step on the sum of the loss over all rows. Returns "loss", "grad_norm", "lr", the sums, and of
+        models with experts "expert_load_max" and "expert_load_min" (1 = every expert had an even share of the tokens).
 
         Raises `UnmaskError` (before the weights change) when the loss or gradient is not finite.
         """
         sums: dict[str, Tensor] = {}
+        expert_load(self.model, reset=True)
         self.optimizer.zero_grad(set_to_none=True)
         for batch in self.batches(rows):
             with self.autocast():
@@ -82,7 +85,8 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.optimizer_step += 1
-        return {**{key: float(value) for key, value in sums.items()}, "grad_norm": float(grad_norm), "lr": lr}
+        stats = {key: float(value) for key, value in sums.items()}
+        return {**stats, "grad_norm": float(grad_norm), "lr": lr, **expert_balance(self.model)}
 
     def state_dict(self) -> dict[str, Any]:
         return {"optimizer": self.optimizer.state_dict(), "optimizer_step": self.optimizer_step}

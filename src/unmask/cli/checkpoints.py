@@ -1,0 +1,89 @@
+"""`unmask inspect` and `unmask checkpoint new|export`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unmask.errors import UnmaskError
+
+if TYPE_CHECKING:
+    from unmask.models.decoder import Backbone
+
+
+def run_inspect(checkpoint: str, revision: str, as_json: bool) -> None:
+    """Prints a table (or JSON) of what a checkpoint or preset is, without loading weights. Raises `UnmaskError`."""
+    from unmask.launch import find_model_folder
+
+    facts: dict[str, Any]
+    if not Path(checkpoint).exists() and (preset := _find_preset(checkpoint)) is not None:
+        facts = preset
+    else:
+        from unmask.models.describe import describe_checkpoint
+
+        facts = describe_checkpoint(find_model_folder(checkpoint, revision, weights=False))
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=checkpoint, show_header=False, title_justify="left")
+    for key, value in facts.items():
+        table.add_row(key, f"{value:,}" if isinstance(value, int) and "token" not in key else str(value))
+    Console(highlight=False).print(table)
+
+
+def _find_preset(name: str) -> dict[str, Any] | None:
+    import torch
+
+    from unmask.models import FAMILIES, Decoder, preset_config
+    from unmask.models.describe import describe_size, describe_spec
+
+    family = FAMILIES.get(name.partition("/")[0])
+    if family is None:
+        return None
+    spec = family.spec(preset_config(name))
+    with torch.device("meta"):
+        model = Decoder(spec)
+    return {**describe_spec(spec), **describe_size(model), "weights": "none: a preset, randomly initialised"}
+
+
+def run_new(preset: str, output: Path, settings: list[str], seed: int, dtype: str) -> None:
+    """Writes a randomly initialised model folder. Raises `UnmaskError`."""
+    from unmask.config import parse_settings
+    from unmask.models.checkpoint import new_model, save_model
+
+    model = new_model(preset, seed, dtype=dtype, **parse_settings(settings))
+    save_model(model, output)
+    print(output)
+
+
+def run_export(
+    checkpoint: str, output: Path, adapter: Path | None, dtype: str, max_shard_gb: float, revision: str
+) -> None:  # fmt: skip
+    """Writes a plain model folder, with an adapter merged into the weights. Raises `UnmaskError`."""
+    from unmask.launch import find_model_folder
+    from unmask.models.checkpoint import find_dtype, load_model, read_spec, save_model
+    from unmask.models.weights import read_headers, stored_dtype
+
+    if max_shard_gb <= 0:
+        raise UnmaskError(f"--max-shard-gb {max_shard_gb} must be above 0")
+    folder = find_model_folder(checkpoint, revision)
+    _, family, _ = read_spec(folder)
+    stored = read_headers(folder)
+    target = stored_dtype(stored) if dtype == "auto" else find_dtype(dtype)
+    model: Backbone
+    if family.to_checkpoint_name("value_head.weight") in stored:
+        model = load_model(folder, dtype=target, head="value")
+    else:  # an adapter is merged in float32 and rounded once
+        model = load_model(folder, dtype=target if adapter is None else "float32")
+    if adapter is not None:
+        from unmask.models.lora import load_adapter, merge_adapter
+
+        model = merge_adapter(load_adapter(model, adapter)).to(target)
+    save_model(model, output, max_shard_bytes=int(max_shard_gb * 1e9))
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters as {str(target).removeprefix('torch.')}", file=sys.stderr)
+    print(output)

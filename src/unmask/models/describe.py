@@ -1,0 +1,89 @@
+"""Facts about a checkpoint from its JSON files and the headers of its weights, for `unmask inspect`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.filesize import decimal
+
+from unmask.errors import UnmaskError
+from unmask.models.checkpoint import config_dtype, read_spec
+from unmask.models.decoder import Backbone, Decoder, ValueModel
+from unmask.models.spec import ModelFamily, ModelSpec
+from unmask.models.weights import StoredTensor, check_tensors, read_headers
+
+
+def describe_checkpoint(folder: Path) -> dict[str, Any]:
+    """What `unmask inspect` shows. No weight is read; names and shapes of the tensors are checked as loading would.
+
+    A folder without any weights (only its JSON was fetched) is described by its config. Raises `UnmaskError`.
+    """
+    config, family, spec = read_spec(folder)
+    has_weights = any(folder.glob("*.safetensors"))
+    stored = read_headers(folder) if has_weights else {}
+    is_value_model = family.to_checkpoint_name("value_head.weight") in stored
+    with torch.device("meta"):
+        model: Backbone = ValueModel(spec) if is_value_model else Decoder(spec)
+    facts = {"model_type": config.get("model_type"), **describe_spec(spec), **describe_size(model)}
+    facts["head"] = "value" if is_value_model else f"vocabulary ({'tied' if spec.is_tied else 'untied'})"
+    facts["config dtype"] = config_dtype(config)
+    facts["weights"] = _describe_weights(stored, model, family, spec, folder) if has_weights else "not here"
+    tokenizer = [name for name in ("tokenizer.json", "vocab.json", "tokenizer.model") if (folder / name).exists()]
+    facts["tokenizer"] = tokenizer[0] if tokenizer else "none"
+    if "auto_map" in config:
+        facts["remote code"] = "named in the config, not used"
+    return facts
+
+
+def describe_spec(spec: ModelSpec) -> dict[str, Any]:
+    """Family, attention, sizes and special ids."""
+    blocks = f"blocks of {spec.block_size}"
+    attention = f"block-causal, {blocks}" if spec.attention == "block_causal" else f"bidirectional, decoded in {blocks}"
+    rotary = f"theta {spec.rotary.theta:g}"
+    if spec.rotary.scaling:
+        rotary += ", " + ", ".join(f"{key} {value}" for key, value in spec.rotary.scaling)
+    biases = [name for name, has in (
+        ("query, key, value", spec.has_qkv_bias), ("attention output", spec.has_out_bias), ("MLP", spec.has_mlp_bias),
+        ("norms", spec.has_norm_bias), ("head", spec.has_head_bias),
+    ) if has]  # fmt: skip
+    facts: dict[str, Any] = {
+        "family": spec.family, "attention": attention, "shifted logits": "yes" if spec.shift_logits else "no",
+        "layers": spec.num_layers, "width": spec.hidden_size, "MLP width": spec.intermediate_size,
+        "heads": f"{spec.num_heads} query, {spec.num_kv_heads} key/value, {spec.head_dim} wide",
+        "query/key norm": "yes" if spec.has_qk_norm else "no", "biases": ", ".join(biases) or "none",
+        "rotary": rotary, "longest sequence": spec.rotary.max_positions, "vocabulary": spec.vocab_size,
+        "mask token": spec.mask_token_id, "pad token": spec.pad_token_id,
+        "end tokens": ", ".join(map(str, spec.eos_token_ids)),
+    }  # fmt: skip
+    if spec.experts is not None:
+        e = spec.experts
+        where = "all layers" if len(e.layers) == spec.num_layers else f"{len(e.layers)} of {spec.num_layers} layers"
+        facts["experts"] = f"{e.num_experts}, {e.num_active} active, {e.intermediate_size} wide, in {where}"
+    return facts
+
+
+def describe_size(model: Backbone) -> dict[str, Any]:
+    """Parameters in all, and how many of them work on one token. A model on the "meta" device will do."""
+    experts = model.spec.experts
+    total = sum(p.numel() for p in model.parameters())
+    if experts is None:
+        return {"parameters": total}
+    routed = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
+    return {"parameters": total, "active parameters": total - routed + routed * experts.num_active // experts.num_experts}
+
+
+def _describe_weights(
+    stored: dict[str, StoredTensor], model: Backbone, family: ModelFamily, spec: ModelSpec, folder: Path
+) -> str:
+    try:
+        check_tensors(stored, model, family, spec, folder)
+    except UnmaskError as error:
+        return f"will not load: {error}"
+    dtypes = Counter(tensor.dtype for tensor in stored.values())
+    num_files = len({tensor.file for tensor in stored.values()})
+    num_bytes = sum(file.stat().st_size for file in {tensor.file for tensor in stored.values()})
+    kinds = ", ".join(f"{count} {dtype}" for dtype, count in dtypes.most_common())
+    return f"{kinds} in {num_files} file{'s' if num_files > 1 else ''}, {decimal(num_bytes)}, complete"

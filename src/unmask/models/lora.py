@@ -1,0 +1,97 @@
+"""LoRA adapters (Hu et al. 2021) through peft, on any family, by our module names. The one importer of peft."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from unmask.errors import UnmaskError
+from unmask.files import new_folder, read_json
+from unmask.models.decoder import Backbone, Decoder
+from unmask.models.experts import Experts
+from unmask.models.weights import safetensors_names
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_WEIGHTS = "adapter_model.safetensors"
+
+
+def add_lora(
+    model: Backbone, *, rank: int = 16, alpha: float = 32.0, dropout: float = 0.0,
+    target_modules: Sequence[str] = TARGET_MODULES, use_dora: bool = False,
+) -> PeftModel:  # fmt: skip
+    """Puts adapters that change nothing yet into the model and freezes everything else.
+
+    The model is changed in place and stays usable as it was; the result is for `save_adapter` and `merge_adapter`.
+    target_modules: names of linear layers, for example "q_proj" (all layers) or "layers.0.self_attn.q_proj". Where a layer
+        has experts, "gate_proj", "up_proj" and "down_proj" stand for the matrices of all of them.
+
+    Raises `UnmaskError` for names the model does not have, and when peft is not installed.
+    """
+    peft = _peft()
+    names = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    experts = {f"{name}.{kind}" for name, module in model.named_modules() if isinstance(module, Experts)
+               for kind in ("gate_proj", "up_proj", "down_proj")}  # fmt: skip
+    for target in target_modules:
+        if not any(name == target or name.endswith(f".{target}") for name in names | experts):
+            known = ", ".join(sorted({name.rpartition(".")[2] for name in names | experts}))
+            raise UnmaskError(f"LoRA target {target!r} is no linear layer of this model; known: {known}")
+        if target == "lm_head" and model.spec.is_tied:
+            raise UnmaskError("LoRA target 'lm_head' is tied to the embedding in this model; it cannot have an adapter")
+    chosen = sorted(name for name in experts if any(name == t or name.endswith(f".{t}") for t in target_modules))
+    if chosen and use_dora:
+        raise UnmaskError("DoRA is not available for experts; give target_modules of the attention only, or use LoRA")
+    options: dict[str, Any] = {"target_parameters": chosen} if chosen else {}
+    config = peft.LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, use_dora=use_dora,
+        target_modules=sorted(name for name in names if any(name == t or name.endswith(f".{t}") for t in target_modules)),
+        **options,
+    )  # fmt: skip
+    return peft.get_peft_model(model, config)
+
+
+def save_adapter(adapter: PeftModel, folder: Path) -> None:
+    """Writes adapter_config.json and adapter_model.safetensors (the adapters alone), atomically. Raises `UnmaskError`."""
+    with new_folder(folder, marker="adapter_config.json") as temporary:
+        adapter.save_pretrained(str(temporary))
+        (temporary / "README.md").unlink(missing_ok=True)  # an empty form of peft's
+
+
+def load_adapter(model: Backbone, folder: str | Path, *, is_trainable: bool = False) -> PeftModel:
+    """Puts saved adapters into the model, in place. Only safetensors are read.
+
+    Raises `UnmaskError` when the folder is no adapter, or one for another model.
+    """
+    peft, folder = _peft(), Path(folder)
+    config = read_json(folder / "adapter_config.json")
+    if not (folder / _WEIGHTS).exists():
+        raise UnmaskError(f"{folder}: no {_WEIGHTS} here (only safetensors are read, never pickles)")
+    stored = safetensors_names(folder / _WEIGHTS)
+    try:
+        adapter = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
+    except (ValueError, RuntimeError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UnmaskError(f"{folder}: this {config.get('peft_type')} adapter does not fit the model: {reason}") from None
+    wanted = set(peft.get_peft_model_state_dict(adapter))
+    if wrong := sorted(wanted ^ stored):
+        problem = "is missing" if wrong[0] in wanted else "has no place in the model"
+        raise UnmaskError(f"{folder / _WEIGHTS}: tensor {wrong[0]!r} {problem} ({len(wrong)} such in all)")
+    return adapter
+
+
+def merge_adapter(adapter: PeftModel) -> Decoder:
+    """Adds the adapters into the weights and takes them out: an ordinary model again, the one the adapter was put in."""
+    return adapter.merge_and_unload()
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError:
+        raise UnmaskError("LoRA needs the package peft; install it with: pip install 'unmask[lora]'") from None
+    return peft
