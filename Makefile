@@ -30,6 +30,7 @@ check: $(READY) ## style, types, tests
 bench: $(READY) ## speed, as ratios against stated baselines
 	$(BIN)/python benchmarks/update.py
 	$(BIN)/python benchmarks/decode.py
+	$(BIN)/python benchmarks/load.py
 
 clean: ## remove the environment (runs/ stays)
 	rm -rf $(VENV)

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
+import torch
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -25,7 +26,7 @@ from unmask.attention import BACKENDS
 from unmask.config import EvalRecipe, Plugin, RlRecipe, SftRecipe
 from unmask.data.sources import SOURCES
 from unmask.diffusion.remasking import STRATEGIES
-from unmask.models import FAMILIES
+from unmask.models import FAMILIES, Decoder
 from unmask.objectives import RL_OBJECTIVES, SFT_OBJECTIVES
 from unmask.objectives.advantages import ADVANTAGES
 from unmask.rewards import REWARDS
@@ -125,11 +126,14 @@ def names(registry: dict[str, Any], describe: Callable[[Any], str]) -> str:
 
 
 def presets() -> str:
-    lines = ["| preset | layers | width | heads (key/value) | block size |", "|---|---|---|---|---|"]
+    lines = ["| preset | parameters | layers | width | heads (key/value) | vocabulary |", "|---|---|---|---|---|---|"]
     for family in FAMILIES.values():
         for size, config in family.presets.items():
-            heads = f"{config['num_attention_heads']} ({config['num_key_value_heads']})"
-            cells = (config["num_hidden_layers"], config["hidden_size"], heads, config["block_size"])
+            spec = family.spec(config)
+            with torch.device("meta"):
+                count = sum(p.numel() for p in Decoder(spec).parameters())
+            heads = f"{spec.num_heads} ({spec.num_kv_heads})"
+            cells = (f"{count:,}", spec.num_layers, spec.hidden_size, heads, spec.vocab_size)
             lines.append(f"| `{family.name}/{size}` | " + " | ".join(str(c) for c in cells) + " |")
     return "\n".join(lines)
 

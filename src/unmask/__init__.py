@@ -15,18 +15,24 @@ _HOME = {
     "SamplingParams": "unmask.types",
     "Trace": "unmask.types",
     "UnmaskError": "unmask.errors",
+    "ValueModel": "unmask.models",
     "generate": "unmask.diffusion.generate",
     "load_model": "unmask.models.checkpoint",
+    "new_model": "unmask.models.checkpoint",
     "replay_logprobs": "unmask.objectives.trace_views",
     "save_model": "unmask.models.checkpoint",
 }
 
-__all__ = ["SamplingParams", "Trace", "UnmaskError", "generate", "load_model", "replay_logprobs", "save_model"]
+__all__ = [
+    "SamplingParams", "Trace", "UnmaskError", "ValueModel", "generate", "load_model", "new_model", "replay_logprobs",
+    "save_model",
+]  # fmt: skip
 
 if TYPE_CHECKING:
     from unmask.diffusion.generate import generate
     from unmask.errors import UnmaskError
-    from unmask.models.checkpoint import load_model, save_model
+    from unmask.models import ValueModel
+    from unmask.models.checkpoint import load_model, new_model, save_model
     from unmask.objectives.trace_views import replay_logprobs
     from unmask.types import SamplingParams, Trace
 

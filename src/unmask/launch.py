@@ -120,6 +120,8 @@ def start(recipe: SftRecipe | RlRecipe, *, resume: bool = False, title: str = ""
     seed_rng(seed)
     with tempfile.TemporaryDirectory() as scratch:
         model, tokenizer, tokenizer_from = open_model(recipe.model, recipe.source, recipe.run, Path(scratch))
+        if model.spec.attention != "block_causal":
+            raise UnmaskError(f"{kind} trains block models; {model.spec.family} has {model.spec.attention} attention")
         source, reward = open_source(recipe.source, "train", seed), make_reward(recipe.reward)
         steps = recipe.train.max_steps
         if isinstance(recipe, RlRecipe):

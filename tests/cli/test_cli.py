@@ -16,6 +16,8 @@ import pytest
 from tests.recipes import RL, SFT, unmask, write_recipe
 from unmask.train.checkpoint import list_checkpoints
 
+COMMANDS = ("quickstart", "sft", "rl", "eval", "generate", "inspect", "checkpoint", "view")
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
@@ -35,14 +37,14 @@ def test_help_is_quick_and_loads_no_torch() -> None:
     start = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code + check], capture_output=True, text=True, check=False)
     assert done.returncode == 0
-    for command in ("quickstart", "sft", "rl", "eval", "generate", "view"):
+    for command in COMMANDS:
         assert command in done.stdout
     assert time.monotonic() - start < 5  # a machine under load; alone it is 0.1 s
 
 
-@pytest.mark.parametrize("command", ["quickstart", "sft", "rl", "eval", "generate", "view"])
+@pytest.mark.parametrize("command", [*COMMANDS, "checkpoint new", "checkpoint export"])
 def test_every_command_explains_itself(command) -> None:
-    result = unmask(command, "--help")
+    result = unmask(*command.split(), "--help")
     assert (result.returncode, "Usage" in result.stdout) == (0, True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,31 @@ def test_real_chat_template_ends_turns_with_im_end() -> None:
     example = Example(id="0", messages=({"role": "user", "content": "2+2?"},), response="It is #### 4")
     assert tokenizer.decode(tokenizer.prompt_ids(example)).endswith("assistant\n")
     assert tokenizer.decode(tokenizer.response_ids(example)) == "It is #### 4"
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason=f"benchmark data is not at {SHARED}")
+@pytest.mark.parametrize("is_remote_class", [False, True], ids=["Qwen2Tokenizer", "DreamTokenizer"])
+def test_real_vocabulary_gives_the_published_ids(tmp_path, is_remote_class) -> None:
+    """Qwen's merges (96 of them begin with #) without tokenizer.json, also under the name of a class in remote code."""
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(SHARED / "tokenizers" / "qwen2.5", folder)
+    folder.chmod(0o755)
+    if is_remote_class:
+        file = folder / "tokenizer_config.json"
+        config = json.loads(file.read_text())
+        config["tokenizer_class"] = "DreamTokenizer"
+        config["auto_map"] = {"AutoTokenizer": ["tokenization_dream.DreamTokenizer", None]}
+        file.chmod(0o644)
+        file.write_text(json.dumps(config))
+        (folder / "tokenization_dream.py").write_text("raise SystemExit('remote code was run')")
+    tokenizer = ChatTokenizer.load(folder)
+    for vector in json.loads((SHARED / "tokenizers" / "golden_vectors.derived.json").read_text()):
+        assert tokenizer.encode(vector["text"]) == vector["ids"]
+        assert tokenizer.decode(vector["ids"]) == vector["text"]
+    assert tokenizer.pieces(tokenizer.encode("#### 4")) == ["####", " ", "4"]
+    assert len(tokenizer.tokenizer) == 151665  # added tokens are counted
+    tokenizer.save(tmp_path / "saved")
+    assert ChatTokenizer.load(tmp_path / "saved").encode("#### 4") == tokenizer.encode("#### 4")
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason=f"benchmark data is not at {SHARED}")

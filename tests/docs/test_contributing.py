@@ -10,6 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from tests.docs.blocks import ROOT, code_blocks
+from tests.models.toy_family import ToyFamily
 from tests.test_structure import LAYERS
 from unmask.attention import BACKENDS, DenseAttention
 from unmask.config import RlRecipe, SftRecipe, load_recipe
@@ -17,7 +18,6 @@ from unmask.data.sources import SOURCES
 from unmask.diffusion.remasking import STRATEGIES
 from unmask.launch import start
 from unmask.models import FAMILIES
-from unmask.models.sdar import SDAR
 from unmask.objectives import RL_OBJECTIVES, SFT_OBJECTIVES
 from unmask.objectives.advantages import ADVANTAGES
 from unmask.objectives.rows import build_row
@@ -135,19 +135,6 @@ class ToyBackend(DenseAttention):
     def __init__(self, q, k):
         super().__init__(q, k)
         ToyBackend.num_forwards += 1
-
-
-class ToyFamily(SDAR):
-    name = "toy"
-    model_types = ("toy",)
-    architectures = ("ToyForCausalLM",)
-    small = {"hidden_size": 16, "head_dim": 8, "num_attention_heads": 2, "num_key_value_heads": 1}  # noqa: RUF012
-    presets = {  # noqa: RUF012
-        "tiny": {**SDAR.presets["tiny"], **small, "model_type": "toy", "architectures": ["ToyForCausalLM"]},
-    }
-
-    def to_checkpoint_name(self, name: str) -> str:
-        return f"toy.{name}"
 
 
 def test_each_kind_of_part_needs_its_registry_line_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,8 @@ WITH_EXAMPLES = [page for page in PAGES if any(block.language == "pycon" for blo
 
 
 @pytest.mark.parametrize("page", WITH_EXAMPLES, ids=lambda page: page.stem)
-def test_examples(page: Path) -> None:
+def test_examples(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}  # blocks of a page go on where the one before stopped
     report: list[str] = []
     for block in code_blocks(page):

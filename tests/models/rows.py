@@ -48,7 +48,9 @@ ROWS = (
         "include_qkv_bias": True, "weight_tying": True, "vocab_size": 61, "embedding_size": 64, "n_heads": 6,
         "n_kv_heads": 1, "d_model": 60, "mlp_hidden_size": None, "mlp_ratio": 2, "rope_theta": 77.0,
     }),
-    Row("llada-biased", "llada/tiny", {"include_bias": True, "weight_tying": False, "n_kv_heads": 4}),
+    Row("llada-biased", "llada/tiny", {
+        "include_bias": True, "bias_for_layer_norm": None, "weight_tying": False, "n_kv_heads": 4,
+    }),
     Row("mmada", "mmada/tiny", golden="mmada_a"),
     Row("toy", "toy/tiny"),
 )  # fmt: skip

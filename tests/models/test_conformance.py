@@ -237,7 +237,8 @@ def test_adapters_train_save_load_and_merge(row: Row, model: Decoder, tmp_path) 
         model.logits(ids).square().mean().backward()
         optimizer.step()
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
-    assert trained and all("lora_" in name for name in trained)
+    assert trained
+    assert all("lora_" in name for name in trained)
     frozen = {name: p for name, p in model.named_parameters() if name not in trained}
     originals = {name.replace("base_layer.", ""): p for name, p in frozen.items()}
     assert originals.keys() == before.keys()

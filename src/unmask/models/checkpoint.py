@@ -114,7 +114,8 @@ def load_weights(model: Backbone, folder: Path) -> None:
         if value_head in wanted and value_head not in stored:
             wanted[value_head].zero_()
     head, embedding = (family.to_checkpoint_name(f"{name}.weight") for name in ("lm_head", "embed_tokens"))
-    if model.spec.is_tied and head in stored and not is_equal(stored, head, wanted[embedding]):
+    is_tied = isinstance(model, Decoder) and model.spec.is_tied
+    if is_tied and head in stored and not is_equal(stored, head, wanted[embedding]):
         raise UnmaskError(f"{folder}: the config ties the head to the embedding, but the tensors {head} and {embedding} differ")
 
 

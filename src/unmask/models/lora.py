@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,7 +74,9 @@ def load_adapter(model: Backbone, folder: str | Path, *, is_trainable: bool = Fa
         raise UnmaskError(f"{folder}: no {_WEIGHTS} here (only safetensors are read, never pickles)")
     stored = safetensors_names(folder / _WEIGHTS)
     try:
-        adapter = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")  # below, that is an error
+            adapter = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UnmaskError(f"{folder}: this {config.get('peft_type')} adapter does not fit the model: {reason}") from None

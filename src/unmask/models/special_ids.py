@@ -29,7 +29,7 @@ def fill_special_ids(config: dict[str, Any], folder: Path, family: ModelFamily) 
         own, theirs = config.get(f"{key}_id"), tokens.declared(key)
         if own is None:
             own = theirs if theirs is not None or key == "pad_token" else tokens.find(family.mask_token)
-        elif theirs not in (None, own):
+        elif theirs not in (None, own) and isinstance(own, int):
             text = tokens.text(key)
             raise UnmaskError(
                 f"{folder / 'config.json'}: {key}_id {own} contradicts the tokenizer, whose {key} {text!r} is {theirs}"

@@ -1,0 +1,75 @@
+"""Shifted logits in any layout: against a search for the token before, one token at a time."""
+
+from __future__ import annotations
+
+import random
+
+import torch
+
+from unmask.attention import PAD_DOC, TokenLayout
+from unmask.models.shift import shift_hidden
+
+
+def plain_shift(hidden, layout, before=None, before_position=None):
+    out = hidden.clone()
+    for row in range(len(hidden)):
+        tokens = list(zip(*(t[row].tolist() for t in (layout.doc_BL, layout.copy_BL, layout.position_BL)), strict=True))
+        for i, (doc, copy, position) in enumerate(tokens):
+            if position == 0 or doc == PAD_DOC:
+                continue
+            same = [j for j, t in enumerate(tokens) if t == (doc, copy, position - 1)]
+            clean = [j for j, t in enumerate(tokens) if t == (doc, 0, position - 1)]
+            if same or clean:
+                out[row, i] = hidden[row, (same or clean)[0]]
+            elif before is not None and before_position[row] == position - 1:
+                out[row, i] = before[row]
+    return out
+
+
+def random_row(rng: random.Random, length: int, b: int = 4) -> list[tuple[int, int, int, int]]:
+    """Packed documents, each with clean blocks and noisy copies of some; padding at the end."""
+    row, doc = [], 0
+    while len(row) < length - 3 * b:
+        blocks = rng.randint(1, 3)
+        row += [(doc, p // b, 0, p) for p in range(blocks * b)]
+        for copy in range(1, rng.randint(1, 3)):
+            block = rng.randint(0, blocks)
+            row += [(doc, block, copy, block * b + k) for k in range(b)]
+        doc += 1
+    return [*row[:length], *[(PAD_DOC, 0, 0, 0)] * (length - len(row))]
+
+
+def as_layout(rows) -> TokenLayout:
+    return TokenLayout(*(torch.tensor(rows)[..., i] for i in range(4)))
+
+
+def real(layout: TokenLayout) -> torch.Tensor:
+    return layout.doc_BL != PAD_DOC
+
+
+def test_packed_rows_with_noisy_copies() -> None:
+    rng = random.Random(0)
+    for _ in range(30):
+        layout = as_layout([random_row(rng, 40) for _ in range(3)])
+        hidden = torch.randn(3, 40, 5)
+        got, want = shift_hidden(hidden, layout), plain_shift(hidden, layout)
+        assert torch.equal(got[real(layout)], want[real(layout)])
+
+
+def test_one_plain_sequence_moves_by_one() -> None:
+    hidden, layout = torch.randn(2, 9, 3), TokenLayout.sequences(9, 4, torch.tensor([9, 5]))
+    got = shift_hidden(hidden, layout)
+    assert torch.equal(got[0], torch.cat((hidden[0, :1], hidden[0, :-1])))
+    assert torch.equal(got[1, :5], torch.cat((hidden[1, :1], hidden[1, :4])))
+
+
+def test_the_first_new_token_follows_the_cache() -> None:
+    """Row 0 continues at 8; row 1 has an empty cache; row 2 looks at the block after its new clean one."""
+    position = torch.tensor([[8, 9, 10, 11], [0, 1, 2, 3], [4, 5, 6, 7]])
+    zero = torch.zeros_like(position)
+    layout = TokenLayout(zero, position // 4, torch.tensor([[1] * 4, [0] * 4, [1] * 4]), position)
+    hidden, before, before_position = torch.randn(3, 4, 2), torch.randn(3, 2), torch.tensor([7, -1, 3])
+    got = shift_hidden(hidden, layout, before, before_position)
+    assert torch.equal(got, plain_shift(hidden, layout, before, before_position.tolist()))
+    assert torch.equal(got[0, 0], before[0])
+    assert torch.equal(got[1, 0], hidden[1, 0])
