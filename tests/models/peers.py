@@ -98,6 +98,7 @@ def _olmo(config: dict, tensors: dict[str, Tensor]) -> tuple[torch.nn.Module, Te
         for pattern, replacement in _OLMO_TO_LLAMA:
             name = re.sub(pattern, replacement, name)
         renamed[name] = tensor
+    renamed = {name: tensor for name, tensor in renamed.items() if not name.endswith("norm.bias")}
     head_bias = renamed.pop("lm_head.bias", None)
     if has_bias and not config["include_bias"]:  # Llama's switch covers the output projection, too
         renamed |= {

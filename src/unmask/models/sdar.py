@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import Field
 
 from unmask.config import check
+from unmask.errors import UnmaskError
 from unmask.models.config_keys import QwenConfig, Size
 from unmask.models.spec import ExpertSpec, ModelSpec
 
@@ -120,6 +121,8 @@ class SDARMoE(SDAR):
 
     def _experts(self, c: _Config) -> ExpertSpec | None:
         assert isinstance(c, _MoeConfig)
+        if c.num_experts_per_tok > c.num_experts:
+            raise UnmaskError(f"config.json: num_experts_per_tok {c.num_experts_per_tok} is above num_experts {c.num_experts}")
         dense = c.mlp_only_layers or ()
         step = c.decoder_sparse_step
         layers = tuple(i for i in range(c.num_hidden_layers) if (i + 1) % step == 0 and i not in dense)

@@ -26,7 +26,7 @@ INDEX = "model.safetensors.index.json"
 _FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # Pages of a mapped file count as memory of the process until the file is closed; so it is, after this many bytes.
-_PIECE_BYTES = 32 * 2**20
+_PIECE_BYTES = 16 * 2**20
 
 
 class StoredTensor(NamedTuple):
