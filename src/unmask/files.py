@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -61,40 +62,83 @@ def new_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(path: Path, marker: str = "config.json") -> Iterator[Path]:
+def new_folder(path: Path, marker: str = "config.json", replaces: Callable[[str], bool] = lambda name: True) -> Iterator[Path]:
     """Yields a temporary folder; when the block ends without an error its files are synced and it becomes `path`.
 
-    An existing folder at `path` is replaced if it is empty or holds `marker` (it is one of ours); it is intact until the
-    new one is complete. Any other folder is refused.
+    An existing folder at `path` is replaced if it is empty or holds `marker` (it is one of ours), in one rename: at every
+    moment the old or the new one is there, whole. Entries of the old folder for whose name `replaces` is false come along.
+    Any other folder is refused.
     """
-    if path.exists() and not (path.is_dir() and ((path / marker).exists() or not any(path.iterdir()))):
-        raise UnmaskError(f"{path}: exists and is not a folder with {marker}; it is not replaced, choose another name")
+    check_replaceable(path, marker)
+    path = path.resolve()  # the folder a link points to, not the link
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.tmp-", dir=path.parent))
         os.chmod(temporary, 0o755)
         yield temporary
+        if path.exists():
+            for entry in path.iterdir():
+                if not replaces(entry.name) and not (temporary / entry.name).exists():
+                    _link(entry, temporary / entry.name)
         for file in temporary.iterdir():
             _sync(file)
         _sync(temporary)
-        if path.exists():
-            old = temporary.with_name(temporary.name + "-old")
-            os.rename(path, old)
-            try:
-                os.rename(temporary, path)
-            except OSError:
-                os.rename(old, path)
-                raise
-            shutil.rmtree(old)
-        else:
-            os.rename(temporary, path)
+        _take_place(temporary, path)
         _sync(path.parent)
     except Exception as error:
         raise describe_write_error(error, path) from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_replaceable(path: Path, marker: str = "config.json") -> None:
+    """Raises `UnmaskError` if there is something at `path` that `new_folder` would not replace."""
+    if path.exists() and not (path.is_dir() and ((path / marker).exists() or not any(path.iterdir()))):
+        raise UnmaskError(f"{path}: exists and is not a folder with {marker}; it is not replaced, choose another name")
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same files at a second place; no copies where the file system can do without."""
+
+    def link(a: str, b: str) -> None:
+        try:
+            os.link(a, b, follow_symlinks=False)
+        except OSError:
+            shutil.copy2(a, b, follow_symlinks=False)
+
+    if source.is_dir() and not source.is_symlink():
+        shutil.copytree(source, target, copy_function=link, symlinks=True)
+    else:
+        link(str(source), str(target))
+
+
+def _take_place(temporary: Path, path: Path) -> None:
+    """Renames; where something is at `path`, it is at `temporary` afterwards."""
+    if not path.exists():
+        os.rename(temporary, path)
+        return
+    if _exchange(temporary, path):
+        return
+    old = temporary.with_name(temporary.name + "-old")
+    os.rename(path, old)
+    try:
+        os.rename(temporary, path)
+    except OSError:
+        os.rename(old, path)
+        raise
+    os.rename(old, temporary)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swaps two names in one step. False where the system or the file system cannot (then nothing was done)."""
+    at_cwd, rename_exchange = -100, 2  # linux/fcntl.h, linux/fs.h
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    return rename(at_cwd, os.fsencode(a), at_cwd, os.fsencode(b), rename_exchange) == 0
 
 
 def _sync(path: Path) -> None:

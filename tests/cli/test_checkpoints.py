@@ -72,8 +72,13 @@ def test_inspect_says_what_will_not_load(folder) -> None:
     from safetensors.torch import save_file
 
     save_file(tensors, folder / "model.safetensors")
-    assert "will not load" in facts(folder)["weights"]
-    assert "'model.norm.weight' of shape [64] is missing" in facts(folder)["weights"]
+    result = unmask("inspect", folder, "--json")
+    assert (result.returncode, json.loads(result.stdout)["weights"]) == (2, "will not load")
+    assert "tensors do not fit family sdar_moe: 1 missing ('model.norm.weight' [64])" in result.stderr
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    result = unmask("inspect", folder)
+    assert (result.returncode, "will not load" in result.stdout) == (2, True)
+    assert "offers its weights only as pickles" in result.stderr
 
 
 def test_inspect_knows_a_value_model(folder, tmp_path) -> None:
@@ -142,7 +147,14 @@ def test_export_of_a_value_model(folder, tmp_path) -> None:
         (("checkpoint", "new", "sdar/tiny", "taken"), "taken: exists and is not a folder with config.json"),
         (("checkpoint", "export", "nowhere", "out"), "nowhere: no such folder"),
         (("checkpoint", "export", "m", "out", "--dtype", "int4"), "dtype 'int4' is not a floating point type"),
-        (("checkpoint", "export", "m", "out", "--max-shard-gb", "0"), "--max-shard-gb 0.0 must be above 0"),
+        (("checkpoint", "export", "m", "out", "--max-shard-gb", "0"), "--max-shard-gb 0.0 must be a number above 0"),
+        (("checkpoint", "export", "m", "out", "--max-shard-gb", "nan"), "--max-shard-gb nan must be a number above 0"),
+        (
+            ("checkpoint", "new", "sdar/tiny", "out", "dtype=bfloat16"),
+            "unknown config key 'dtype'; the nearest known key is '",
+        ),
+        (("checkpoint", "new", "sdar/tiny", "out", "--seed", "-1"), "Invalid value for '--seed'"),
+        (("checkpoint", "new", "sdar/tiny", "out", "hidden_size=99999999"), "device 'cpu' cannot hold the model"),
         (("checkpoint", "export", "m", "out", "--adapter", "m"), "adapter_config.json: no such file"),
         (("checkpoint", "export", "m", "taken"), "taken: exists and is not a folder with config.json"),
         (("checkpoint", "import", "m"), "No such command 'import'"),

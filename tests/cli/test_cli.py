@@ -133,7 +133,7 @@ def bad(tmp_path: Path, trained: Path) -> dict[str, tuple[list, str]]:
         "misspelt key": (["sft", sft, "train.max_step=3"], "unknown key 'train.max_step'; the nearest known key is 'train.max_steps'"),
         "wrong type": (["sft", sft, "train.max_steps=many"], "train.max_steps: Input should be a valid integer, found 'many'"),
         "missing recipe": (["sft", tmp_path / "no.toml"], "no.toml: no such recipe file"),
-        "no recipe": (["sft"], "Missing parameter: words"),
+        "no recipe": (["sft"], "Missing argument 'RECIPE..."),
         "missing model folder": (["eval", tmp_path / "no"], "no such folder"),
         "model is a file": (["generate", tmp_path / "file", "--prompt", "1"], "is a file; a model is a folder"),
         "truncated weights": (["generate", truncated, "--prompt", "1+1=?"], "not a complete safetensors file"),

@@ -88,7 +88,8 @@ def _olmo(config: dict, tensors: dict[str, Tensor]) -> tuple[torch.nn.Module, Te
         LlamaConfig(
             vocab_size=vocab_size, hidden_size=config["d_model"], num_hidden_layers=config["n_layers"],
             intermediate_size=config.get("mlp_hidden_size") or config["mlp_ratio"] * config["d_model"],
-            num_attention_heads=config["n_heads"], num_key_value_heads=config["n_kv_heads"],
+            num_attention_heads=config["n_heads"],
+            num_key_value_heads=1 if config["multi_query_attention"] else config["n_kv_heads"],
             rms_norm_eps=config["rms_norm_eps"], rope_parameters=_rope(config), attention_bias=has_bias,
             mlp_bias=config["include_bias"], tie_word_embeddings=config["weight_tying"], attn_implementation="eager",
         )

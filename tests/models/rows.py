@@ -52,6 +52,9 @@ ROWS = (
         "include_bias": True, "bias_for_layer_norm": None, "weight_tying": False, "n_kv_heads": 4,
     }),
     Row("mmada", "mmada/tiny", golden="mmada_a"),
+    Row("mmada-variant", "mmada/tiny", {
+        "weight_tying": False, "vocab_size": 61, "embedding_size": 64, "multi_query_attention": True, "n_kv_heads": None,
+    }),
     Row("toy", "toy/tiny"),
 )  # fmt: skip
 

@@ -74,6 +74,12 @@ def test_local_folders_have_no_revision(tmp_path) -> None:
         resolve_folder(tmp_path, "v2")
 
 
+def test_a_folder_named_like_the_owner_is_not_in_the_way(tmp_path, monkeypatch) -> None:
+    (tmp_path / "owner" / "other").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert torch.equal(load_model("owner/name").embed_tokens.weight, make_model(seed=0).embed_tokens.weight)
+
+
 def test_local_folder_wins_over_a_hub_name(hub, tmp_path, monkeypatch) -> None:
     shutil.copytree(hub / "snapshots" / COMMITS["v2"], tmp_path / "owner" / "name")
     monkeypatch.chdir(tmp_path)

@@ -43,7 +43,9 @@ def test_dora_merges_to_the_same_model() -> None:
                 parameter.add_(0.05 * torch.randn_like(parameter))
     ids = random_ids(model, 2, 9)
     want = model.logits(ids)
-    torch.testing.assert_close(merge_adapter(adapter).logits(ids), want, atol=5e-5, rtol=1e-5)
+    merged = merge_adapter(adapter)
+    torch.testing.assert_close(merged.logits(ids), want, atol=5e-5, rtol=1e-5)
+    add_lora(merged)  # an ordinary model again
 
 
 @pytest.mark.parametrize(
@@ -52,6 +54,11 @@ def test_dora_merges_to_the_same_model() -> None:
         (DENSE, {"target_modules": ["query"]}, "LoRA target 'query' is no linear layer of this model; known: down_proj"),
         (DENSE, {"target_modules": ["lm_head"]}, "LoRA target 'lm_head' is tied to the embedding"),
         (MOE, {"use_dora": True}, "DoRA is not available for experts"),
+        (MOE, {"dropout": 0.1}, "LoRA dropout is not available for experts"),
+        (DENSE, {"target_modules": "q_proj"}, "target_modules 'q_proj' is one name; give a list"),
+        (DENSE, {"target_modules": []}, "LoRA needs rank >= 1, 0 <= dropout < 1 and targets"),
+        (DENSE, {"rank": 0}, "LoRA needs rank >= 1"),
+        (DENSE, {"dropout": 2.0}, "LoRA needs rank >= 1"),
     ],
 )
 def test_bad_targets_are_named(row, options, message) -> None:
@@ -85,10 +92,21 @@ def test_folder_has_the_adapter_alone(saved) -> None:
 )
 def test_bad_adapters_are_named(saved, damage, message) -> None:
     damage(saved)
+    model = build(DENSE)
     with pytest.raises(UnmaskError) as error:
-        load_adapter(build(DENSE), saved)
+        load_adapter(model, saved)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+    assert [name for name, p in model.named_parameters() if not p.requires_grad or "lora" in name] == []  # as it was
+    add_lora(model)
+
+
+def test_adapters_are_not_put_on_adapters(saved) -> None:
+    model = build(DENSE)
+    add_lora(model)
+    for again in (lambda: add_lora(model), lambda: load_adapter(model, saved)):
+        with pytest.raises(UnmaskError, match="the model has adapters in it already"):
+            again()
 
 
 def edit(folder, change) -> None:

@@ -76,6 +76,19 @@ def test_yarn_scaling() -> None:
     assert cos.flatten().tolist() == pytest.approx([factor] * (K // 2))
 
 
+def test_the_original_length_is_the_configs_unless_it_is_given(caplog) -> None:
+    """YaRN's factor counts as it is given, also where the config's lengths have another ratio, without a word."""
+    yarn = {"rope_type": "yarn", "factor": 4.0}
+    given = {**yarn, "original_max_position_embeddings": 512}
+    assert frequencies(spec_of(rope_scaling=yarn)) == frequencies(spec_of(rope_scaling=given))
+    longer = frequencies(spec_of(rope_scaling={**yarn, "original_max_position_embeddings": 128.0}))
+    assert longer != frequencies(spec_of(rope_scaling=given))
+    assert longer == frequencies(
+        spec_of(rope_scaling={**yarn, "original_max_position_embeddings": 128}, max_position_embeddings=9)
+    )
+    assert not caplog.records
+
+
 def test_theta_may_stand_in_either_place() -> None:
     assert spec_of(rope_theta=None, rope_parameters={"rope_type": "default", "rope_theta": 77.0}) == RotarySpec(77.0, (), 512)
     assert spec_of(rope_theta=None) == RotarySpec(10000.0, (), 512)
@@ -90,6 +103,10 @@ def test_theta_may_stand_in_either_place() -> None:
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "beta": 1}}, "unknown key 'rope_scaling.beta'"),
         ({"rope_scaling": {"rope_type": "yarn", "type": "linear", "factor": 2.0}}, "contradict each other"),
         ({"rope_parameters": {"rope_theta": 5.0}}, "rope_theta is given as 5.0 and as 10000.0"),
+        (
+            {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}, "max_position_embeddings": None},
+            "rope_type 'yarn' needs original_max_position_embeddings",
+        ),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "rope_parameters.partial_rotary_factor"),
         ({"head_dim": 15}, "a head size of 15 is odd; rotary embeddings need pairs"),
     ],

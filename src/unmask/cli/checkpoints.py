@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,19 +19,26 @@ def run_inspect(checkpoint: str, revision: str, as_json: bool) -> None:
     from unmask.launch import find_model_folder
 
     facts: dict[str, Any]
+    problem: UnmaskError | None = None
     if not Path(checkpoint).exists() and (preset := _find_preset(checkpoint)) is not None:
         facts = preset
     else:
         from unmask.models.describe import describe_checkpoint
 
-        facts = describe_checkpoint(find_model_folder(checkpoint, revision, weights=False))
+        facts, problem = describe_checkpoint(find_model_folder(checkpoint, revision, weights=False))
     if as_json:
         print(json.dumps(facts, indent=2))
-        return
+    else:
+        _print_table(checkpoint, facts)
+    if problem is not None:
+        raise problem
+
+
+def _print_table(title: str, facts: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=checkpoint, show_header=False, title_justify="left")
+    table = Table(title=title, show_header=False, title_justify="left")
     for key, value in facts.items():
         table.add_row(key, f"{value:,}" if isinstance(value, int) and "token" not in key else str(value))
     Console(highlight=False).print(table)
@@ -54,10 +62,10 @@ def _find_preset(name: str) -> dict[str, Any] | None:
 def run_new(preset: str, output: Path, settings: list[str], seed: int, dtype: str) -> None:
     """Writes a randomly initialised model folder. Raises `UnmaskError`."""
     from unmask.config import parse_settings
-    from unmask.models.checkpoint import new_model, save_model
+    from unmask.models.checkpoint import check_target, new_model_from, save_model
 
-    model = new_model(preset, seed, dtype=dtype, **parse_settings(settings))
-    save_model(model, output)
+    check_target(output)
+    save_model(new_model_from(preset, seed, parse_settings(settings), dtype=dtype), output)
     print(output)
 
 
@@ -66,11 +74,12 @@ def run_export(
 ) -> None:  # fmt: skip
     """Writes a plain model folder, with an adapter merged into the weights. Raises `UnmaskError`."""
     from unmask.launch import find_model_folder
-    from unmask.models.checkpoint import find_dtype, load_model, read_spec, save_model
+    from unmask.models.checkpoint import check_target, find_dtype, load_model, read_spec, save_model
     from unmask.models.weights import read_headers, stored_dtype
 
-    if max_shard_gb <= 0:
-        raise UnmaskError(f"--max-shard-gb {max_shard_gb} must be above 0")
+    if not 0 < max_shard_gb < math.inf:
+        raise UnmaskError(f"--max-shard-gb {max_shard_gb} must be a number above 0")
+    check_target(output)
     folder = find_model_folder(checkpoint, revision)
     _, family, _ = read_spec(folder)
     stored = read_headers(folder)

@@ -131,7 +131,7 @@ def new(
     preset: Annotated[str, typer.Argument(metavar="PRESET", help='"family/size", for example sdar/tiny')],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="model folder to write")],
     settings: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="keys of its config.json")] = None,
-    seed: Annotated[int, typer.Option(help="of the random weights")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="of the random weights")] = 0,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
 ) -> None:
     """Write a randomly initialised model."""
@@ -186,7 +186,7 @@ def main(arguments: list[str] | None = None) -> Any:
     except UnmaskError as error:
         code = _fail(str(error))
     except _UsageError as error:
-        code = _fail(f"{str(error).rstrip('.')}; see unmask --help")
+        code = _fail(f"{error.format_message().rstrip('.')}; see unmask --help")
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
         code = 130

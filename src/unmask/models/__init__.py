@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from unmask.errors import UnmaskError
@@ -21,7 +22,11 @@ def find_family(config: dict[str, Any], where: str = "config.json") -> ModelFami
     for family in FAMILIES.values():
         if model_type in family.model_types:
             return family
-        if model_type is None and isinstance(architectures, list) and set(architectures) & set(family.architectures):
+        if (
+            model_type is None
+            and isinstance(architectures, list)
+            and any(name in architectures for name in family.architectures)
+        ):
             return family
     known = ", ".join(t for family in FAMILIES.values() for t in family.model_types)
     raise UnmaskError(f"{where}: model_type {config.get('model_type')!r} is unknown; known: {known}")
@@ -32,7 +37,7 @@ def preset_config(preset: str) -> dict[str, Any]:
     known = {f"{name}/{size}": config for name, family in FAMILIES.items() for size, config in family.presets.items()}
     if preset not in known:
         raise UnmaskError(f"unknown model preset {preset!r}; known: {', '.join(known)}")
-    return dict(known[preset])
+    return copy.deepcopy(known[preset])
 
 
 __all__ = ["FAMILIES", "Decoder", "ModelFamily", "ModelSpec", "ValueModel", "find_family", "preset_config"]

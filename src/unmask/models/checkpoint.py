@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, overload
 
 import torch
 
 from unmask.errors import UnmaskError
-from unmask.files import new_folder, read_json
+from unmask.files import check_replaceable, new_folder, read_json
 from unmask.models import find_family, preset_config
 from unmask.models.decoder import Backbone, Decoder, ValueModel
-from unmask.models.hub import carry_files, resolve_folder
+from unmask.models.hub import carry_files, is_model_file, resolve_folder
 from unmask.models.spec import ModelFamily, ModelSpec
 from unmask.models.special_ids import fill_special_ids
 from unmask.models.weights import (
@@ -97,8 +98,7 @@ def load_model(
         model = _HEADS[head](spec)
     check_tensors(stored, model, family, spec, folder)
 
-    model = model.to(dtype=known_dtype or stored_dtype(stored)).to_empty(device=device)
-    model.tie_weights()
+    model = _allocate(model, device, known_dtype or stored_dtype(stored))
     model.config, model.source_folder = config, folder
     load_weights(model, folder)
     return model.eval()  # type: ignore[return-value]
@@ -114,9 +114,20 @@ def load_weights(model: Backbone, folder: Path) -> None:
         if value_head in wanted and value_head not in stored:
             wanted[value_head].zero_()
     head, embedding = (family.to_checkpoint_name(f"{name}.weight") for name in ("lm_head", "embed_tokens"))
-    is_tied = isinstance(model, Decoder) and model.spec.is_tied
-    if is_tied and head in stored and not is_equal(stored, head, wanted[embedding]):
+    model.stores_tied_head = isinstance(model, Decoder) and model.spec.is_tied and head in stored
+    if model.stores_tied_head and not is_equal(stored, head, wanted[embedding]):
         raise UnmaskError(f"{folder}: the config ties the head to the embedding, but the tensors {head} and {embedding} differ")
+
+
+def _allocate(model: Backbone, device: Device, dtype: torch.dtype) -> Backbone:
+    """A model on the "meta" device gets memory (not yet numbers). Raises `UnmaskError` when the device has none."""
+    try:
+        model = model.to(dtype=dtype).to_empty(device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # no such device, or not enough memory
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UnmaskError(f"device {str(device)!r} cannot hold the model: {reason}") from None
+    model.tie_weights()
+    return model
 
 
 def find_dtype(dtype: DType) -> torch.dtype:
@@ -139,6 +150,13 @@ def new_model(
 
     A seed means the same float32 numbers on every device; other dtypes round them. Raises `UnmaskError`.
     """
+    return new_model_from(preset, seed, overrides, device=device, dtype=dtype)
+
+
+def new_model_from(
+    preset: str, seed: int, overrides: Mapping[str, Any], *, device: Device = "cpu", dtype: DType = "float32"
+) -> Decoder:
+    """`new_model` with the overrides as a table."""
     target_dtype = find_dtype(dtype)
     config = preset_config(preset)
     if unknown := sorted(set(overrides) - set(config)):
@@ -147,8 +165,7 @@ def new_model(
     config |= overrides
     with torch.device("meta"):
         model = Decoder(find_family(config).spec(config))
-    model = model.to(dtype=target_dtype).to_empty(device=device)
-    model.tie_weights()
+    _allocate(model, device, target_dtype)
     model.config = config
     model.init_weights(torch.Generator().manual_seed(seed))
     return model.eval()
@@ -156,12 +173,24 @@ def new_model(
 
 def write_weights(model: Backbone, folder: Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
     """Writes config.json and the tensors, under the family's names, into an existing folder."""
-    config = dict(model.config)
-    key = "dtype" if "dtype" in config else "torch_dtype"
-    if key in config and config_dtype(config) != (name := str(model.dtype).removeprefix("torch.")):
-        config[key] = name  # tools that read the weights as the config says must not round them
-    write_tensors(checkpoint_tensors(model, find_family(model.config)), folder, max_shard_bytes)
+    family, config = find_family(model.config), dict(model.config)
+    for key in {"dtype", "torch_dtype"} & set(config):  # tools that read the weights as the config says must not round them
+        if str(config[key]).removeprefix("torch.") != (name := str(model.dtype).removeprefix("torch.")):
+            config[key] = name
+    tensors = checkpoint_tensors(model, family)
+    if model.stores_tied_head:
+        embedding = tensors[family.to_checkpoint_name("embed_tokens.weight")]
+        tensors[family.to_checkpoint_name("lm_head.weight")] = embedding.clone()
+    write_tensors(tensors, folder, max_shard_bytes)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def check_target(path: str | Path) -> None:
+    """Raises `UnmaskError` if a model cannot be saved at `path`, because something else is there."""
+    check_replaceable(Path(path))
+    file = Path(path) / "config.json"
+    if file.exists() and not read_json(file).keys() & {"model_type", "architectures"}:
+        raise UnmaskError(f"{file}: is not the config of a model; the folder is not written to, choose another name")
 
 
 def save_model(
@@ -171,10 +200,11 @@ def save_model(
 
     Tensor names and config keys are those of the checkpoint the model came from. Tokenizer files (and the others that
     other tools may need) come along from there, or from the folder `tokenizer_from`. Weights above `max_shard_bytes` are
-    split into shards. Raises `UnmaskError`.
+    split into shards. Files in an old folder at `path` that are no part of a model stay. Raises `UnmaskError`.
     """
     source = model.source_folder if tokenizer_from is None else Path(tokenizer_from)
-    with new_folder(Path(path)) as folder:
+    check_target(path)
+    with new_folder(Path(path), replaces=is_model_file) as folder:
         write_weights(model, folder, max_shard_bytes)
         if source is not None:
             carry_files(source, folder)

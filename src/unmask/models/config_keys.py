@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from unmask.errors import UnmaskError
 from unmask.models.spec import RotarySpec
 
 Size = Annotated[int, Field(ge=1)]
 TokenId = Annotated[int, Field(ge=0)]
-TokenIds = TokenId | Annotated[tuple[TokenId, ...], Field(strict=False, min_length=1)]
 # "dynamic" and "longrope" depend on the length of the sequence in hand: what is cached would be wrong a moment later.
 RopeType = Literal["default", "linear", "llama3", "yarn"]
 
@@ -22,17 +21,25 @@ RopeType = Literal["default", "linear", "llama3", "yarn"]
 class HubConfig(BaseModel):
     """What every family has."""
 
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
     vocab_size: Size
     mask_token_id: TokenId
     pad_token_id: TokenId | None = None
-    eos_token_id: TokenIds
+    eos_token_id: tuple[int, ...]
     quantization_config: None = None
+
+    @field_validator("eos_token_id", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> tuple[int, ...]:
+        ids = value if isinstance(value, list | tuple) else [value]
+        if not ids or not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
+            raise ValueError(f"should be a token id or a list of them, found {value!r}")
+        return tuple(ids)
 
     def special_ids(self, vocab_size: int) -> dict[str, Any]:
         """Arguments of `ModelSpec`. Without a pad token, the first end token pads. Raises `UnmaskError`."""
-        eos_ids = self.eos_token_id if isinstance(self.eos_token_id, tuple) else (self.eos_token_id,)
+        eos_ids = self.eos_token_id
         pad_id = eos_ids[0] if self.pad_token_id is None else self.pad_token_id
         for name, token_id in (("mask_token_id", self.mask_token_id), ("pad_token_id", pad_id)):
             if token_id >= vocab_size:
@@ -48,13 +55,13 @@ class HubConfig(BaseModel):
 class RopeScaling(BaseModel):
     """`rope_scaling`, or `rope_parameters` of newer configs."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
     rope_type: RopeType = "default"
     type: RopeType | None = None  # the older name
     rope_theta: float | None = Field(None, gt=0)
     factor: float | None = Field(None, ge=1)
-    original_max_position_embeddings: Size | None = None
+    original_max_position_embeddings: Size | None = Field(None, strict=False)
     attention_factor: float | None = Field(None, gt=0)
     beta_fast: float | None = Field(None, gt=0)
     beta_slow: float | None = Field(None, gt=0)
@@ -77,11 +84,18 @@ class RopeScaling(BaseModel):
                 raise ValueError(f"rope_type {self.rope_type!r} needs the key {key!r}")
         return self
 
-    def items(self) -> tuple[tuple[str, Any], ...]:
-        """The keys that are given, sorted; empty when nothing is scaled."""
+    def items(self, max_positions: int | None) -> tuple[tuple[str, Any], ...]:
+        """The keys that are given, sorted, the original length completed by the config's; empty when nothing is scaled.
+
+        Raises `UnmaskError` when nobody gives an original length that is needed.
+        """
         if self.rope_type == "default":
             return ()
         given = self.model_dump(exclude_none=True, exclude={"type", "rope_theta", "partial_rotary_factor"})
+        if self.rope_type in ("llama3", "yarn"):
+            given.setdefault("original_max_position_embeddings", max_positions)
+            if given["original_max_position_embeddings"] is None:
+                raise UnmaskError(f"config.json: rope_type {self.rope_type!r} needs original_max_position_embeddings")
         return tuple(sorted({**given, "rope_type": self.rope_type}.items()))
 
 
@@ -100,11 +114,18 @@ class QwenConfig(HubConfig):
     rope_parameters: RopeScaling | None = None
     rope_scaling: RopeScaling | None = None
     partial_rotary_factor: float | None = Field(None, ge=1, le=1)
-    use_sliding_window: Literal[False] = False
-    use_mrope: Literal[False] = False
+    use_sliding_window: bool | None = None
+    sliding_window: int | None = None  # means something only with the key before
+    use_mrope: Literal[False] | None = None
     hidden_act: Literal["silu"] = "silu"
-    tie_word_embeddings: bool = False
+    tie_word_embeddings: bool | None = None
     initializer_range: float = Field(0.02, ge=0)
+
+    @model_validator(mode="after")
+    def _full_attention(self) -> QwenConfig:
+        if self.use_sliding_window and self.sliding_window is not None:
+            raise ValueError(f"use_sliding_window with sliding_window {self.sliding_window} is not supported")
+        return self
 
     def sizes(self) -> dict[str, Any]:
         """Arguments of `ModelSpec`. Raises `UnmaskError` for sizes that do not fit together."""
@@ -117,7 +138,7 @@ class QwenConfig(HubConfig):
             "vocab_size": self.vocab_size, "hidden_size": self.hidden_size, "intermediate_size": self.intermediate_size,
             "num_layers": self.num_hidden_layers, "num_heads": self.num_attention_heads, "num_kv_heads": kv_heads,
             "head_dim": check_even(head_dim), "rms_norm_eps": self.rms_norm_eps, "rotary": self.rotary(),
-            "is_tied": self.tie_word_embeddings, "init_std": self.initializer_range,
+            "is_tied": bool(self.tie_word_embeddings), "init_std": self.initializer_range,
         }  # fmt: skip
 
     def rotary(self) -> RotarySpec:
@@ -126,9 +147,10 @@ class QwenConfig(HubConfig):
         thetas = {theta for theta in (self.rope_theta, new.rope_theta, old.rope_theta) if theta is not None}
         if len(thetas) > 1:
             raise UnmaskError(f"config.json: rope_theta is given as {' and as '.join(map(str, sorted(thetas)))}")
-        if new.items() and old.items() and new.items() != old.items():
+        newer, older = new.items(self.max_position_embeddings), old.items(self.max_position_embeddings)
+        if newer and older and newer != older:
             raise UnmaskError("config.json: rope_parameters and rope_scaling contradict each other")
-        return RotarySpec(thetas.pop() if thetas else 10000.0, new.items() or old.items(), self.max_position_embeddings)
+        return RotarySpec(thetas.pop() if thetas else 10000.0, newer or older, self.max_position_embeddings)
 
 
 def check_heads(heads: int, kv_heads: int, heads_key: str, kv_heads_key: str) -> None:

@@ -8,6 +8,7 @@ Shape suffixes: B rows, L tokens, D model width, V vocabulary.
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +39,7 @@ class Backbone(nn.Module):
         # preserved, and the folder whose tokenizer files come along.
         self.config: dict[str, Any] = {}
         self.source_folder: Path | None = None
+        self.stores_tied_head = False  # some tools store a tied head beside the embedding
 
     def tie_weights(self) -> None:
         """Makes parameters share memory that have to (again, after `to_empty`)."""
@@ -199,6 +201,8 @@ class ValueModel(Backbone):
             model = cls(policy.spec)
         model = model.to(policy.dtype).to_empty(device=policy.device)
         state = {name: tensor for name, tensor in policy.state_dict().items() if not name.startswith("lm_head.")}
+        if any(".base_layer." in name for name in state):
+            raise UnmaskError("the policy has adapters in it; take them out first (merge_adapter)")
         model.load_state_dict({**state, "value_head.weight": torch.zeros_like(model.value_head.weight)})
-        model.config, model.source_folder = policy.config, policy.source_folder
+        model.config, model.source_folder = copy.deepcopy(policy.config), policy.source_folder
         return model.eval()

@@ -12,30 +12,39 @@ from rich.filesize import decimal
 from unmask.errors import UnmaskError
 from unmask.models.checkpoint import config_dtype, read_spec
 from unmask.models.decoder import Backbone, Decoder, ValueModel
-from unmask.models.spec import ModelFamily, ModelSpec
-from unmask.models.weights import StoredTensor, check_tensors, read_headers
+from unmask.models.spec import ModelSpec
+from unmask.models.weights import INDEX, StoredTensor, check_tensors, find_pickles, read_headers
 
 
-def describe_checkpoint(folder: Path) -> dict[str, Any]:
-    """What `unmask inspect` shows. No weight is read; names and shapes of the tensors are checked as loading would.
+def describe_checkpoint(folder: Path) -> tuple[dict[str, Any], UnmaskError | None]:
+    """What `unmask inspect` shows, and why it would not load if so. No weight is read, but names and shapes are checked.
 
     A folder without any weights (only its JSON was fetched) is described by its config. Raises `UnmaskError`.
     """
     config, family, spec = read_spec(folder)
-    has_weights = any(folder.glob("*.safetensors"))
-    stored = read_headers(folder) if has_weights else {}
+    has_weights = any(folder.glob("*.safetensors")) or (folder / INDEX).exists() or bool(find_pickles(folder))
+    stored, problem = {}, None
+    try:
+        stored = read_headers(folder) if has_weights else {}
+    except UnmaskError as error:
+        problem = error
     is_value_model = family.to_checkpoint_name("value_head.weight") in stored
     with torch.device("meta"):
         model: Backbone = ValueModel(spec) if is_value_model else Decoder(spec)
     facts = {"model_type": config.get("model_type"), **describe_spec(spec), **describe_size(model)}
     facts["head"] = "value" if is_value_model else f"vocabulary ({'tied' if spec.is_tied else 'untied'})"
     facts["config dtype"] = config_dtype(config)
-    facts["weights"] = _describe_weights(stored, model, family, spec, folder) if has_weights else "not here"
+    if stored:
+        try:
+            check_tensors(stored, model, family, spec, folder)
+        except UnmaskError as error:
+            problem = error
+    facts["weights"] = "not here" if not has_weights else "will not load" if problem else _describe_weights(stored)
     tokenizer = [name for name in ("tokenizer.json", "vocab.json", "tokenizer.model") if (folder / name).exists()]
     facts["tokenizer"] = tokenizer[0] if tokenizer else "none"
     if "auto_map" in config:
         facts["remote code"] = "named in the config, not used"
-    return facts
+    return facts, problem
 
 
 def describe_spec(spec: ModelSpec) -> dict[str, Any]:
@@ -75,15 +84,8 @@ def describe_size(model: Backbone) -> dict[str, Any]:
     return {"parameters": total, "active parameters": total - routed + routed * experts.num_active // experts.num_experts}
 
 
-def _describe_weights(
-    stored: dict[str, StoredTensor], model: Backbone, family: ModelFamily, spec: ModelSpec, folder: Path
-) -> str:
-    try:
-        check_tensors(stored, model, family, spec, folder)
-    except UnmaskError as error:
-        return f"will not load: {error}"
-    dtypes = Counter(tensor.dtype for tensor in stored.values())
-    num_files = len({tensor.file for tensor in stored.values()})
-    num_bytes = sum(file.stat().st_size for file in {tensor.file for tensor in stored.values()})
-    kinds = ", ".join(f"{count} {dtype}" for dtype, count in dtypes.most_common())
-    return f"{kinds} in {num_files} file{'s' if num_files > 1 else ''}, {decimal(num_bytes)}, complete"
+def _describe_weights(stored: dict[str, StoredTensor]) -> str:
+    files = {tensor.file for tensor in stored.values()}
+    kinds = ", ".join(f"{count} {dtype}" for dtype, count in Counter(tensor.dtype for tensor in stored.values()).most_common())
+    size = decimal(sum(file.stat().st_size for file in files))
+    return f"{kinds} in {len(files)} file{'s' if len(files) > 1 else ''}, {size}, complete"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 
 from unmask.errors import UnmaskError
@@ -13,6 +14,7 @@ CARRIED = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
     "tokenizer.model", "chat_template.jinja", "chat_template.json", "generation_config.json", "*.py",
 )  # fmt: skip
+_MODEL_FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json", *(p for p in CARRIED if p != "*.py"))
 _FETCHED = ("*.json", "*.txt", "*.jinja", "tokenizer.model", "*.py")
 
 
@@ -28,7 +30,7 @@ def resolve_folder(path_or_hub_name: str | Path, revision: str | None = None, *,
         return folder
     if folder.exists():
         raise UnmaskError(f"{name}: is a file; a model is a folder with config.json and model.safetensors")
-    is_hub_name = name.count("/") == 1 and not name.startswith((".", "/", "~")) and not folder.parent.is_dir()
+    is_hub_name = name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")
     if not is_hub_name:
         raise UnmaskError(f"{name}: no such folder (and not a hub name of the form owner/name)")
     from huggingface_hub import snapshot_download
@@ -39,6 +41,11 @@ def resolve_folder(path_or_hub_name: str | Path, revision: str | None = None, *,
     except Exception as error:  # hub clients raise many kinds; all mean "could not be had"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UnmaskError(f"{name}: no such local folder, and the hub did not deliver it: {reason}") from None
+
+
+def is_model_file(name: str) -> bool:
+    """Whether a file belongs to a model (and is replaced by another's); Python files may be anybody's."""
+    return any(fnmatch(name, pattern) for pattern in _MODEL_FILES)
 
 
 def carry_files(source: Path, target: Path) -> None:

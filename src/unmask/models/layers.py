@@ -57,15 +57,14 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(spec.head_dim, spec.rms_norm_eps) if spec.has_qk_norm else nn.Identity()
 
     def forward(self, x_BLD: Tensor, shared: Forward, layer: int) -> Tensor:
-        rows, length, _ = x_BLD.shape
-        heads = (rows, length, -1, self.head_dim)
-        q_BHLK = rotate(self.q_norm(self.q_proj(x_BLD).view(heads)).transpose(1, 2), *shared.rotary)
-        k_BGLK = rotate(self.k_norm(self.k_proj(x_BLD).view(heads)).transpose(1, 2), *shared.rotary)
-        v_BGLK = self.v_proj(x_BLD).view(heads).transpose(1, 2)
+        heads = (-1, self.head_dim)
+        q_BHLK = rotate(self.q_norm(self.q_proj(x_BLD).unflatten(-1, heads)).transpose(1, 2), *shared.rotary)
+        k_BGLK = rotate(self.k_norm(self.k_proj(x_BLD).unflatten(-1, heads)).transpose(1, 2), *shared.rotary)
+        v_BGLK = self.v_proj(x_BLD).unflatten(-1, heads).transpose(1, 2)
         if shared.cache is not None:
             k_BGLK, v_BGLK = shared.cache.extend(layer, k_BGLK, v_BGLK)
         out_BHLK = shared.attend(q_BHLK, k_BGLK, v_BGLK)
-        return self.o_proj(out_BHLK.transpose(1, 2).reshape(rows, length, -1))
+        return self.o_proj(out_BHLK.transpose(1, 2).flatten(-2))
 
 
 class SwiGLU(nn.Module):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from unmask.config import check
+from unmask.errors import UnmaskError
 from unmask.models.config_keys import HubConfig, Size, check_even, check_heads, divide_width
 from unmask.models.spec import ModelSpec, RotarySpec
 
@@ -23,7 +24,7 @@ class _Config(HubConfig):
     n_layers: Size
     mlp_ratio: Size = 4
     mlp_hidden_size: Size | None = None
-    embedding_size: Size | None = None
+    embedding_size: Annotated[int, Field(ge=0)] | None = None  # 0 or nothing: the vocabulary's
     max_sequence_length: Size | None = None
     rms_norm_eps: float = Field(1e-5, gt=0)
     rope_theta: float = Field(10000.0, gt=0)
@@ -42,6 +43,9 @@ class _Config(HubConfig):
     alibi: Literal[False] = False
     input_emb_norm: Literal[False] = False
     scale_logits: Literal[False] = False
+    block_group_size: Literal[1] = 1
+    clip_qkv: None = None
+    rope_scaling: None = None
 
 
 _LLADA = {
@@ -85,8 +89,12 @@ class LLaDA:
     def spec(self, config: dict[str, Any]) -> ModelSpec:
         c = check(_Config, config, "config.json")
         kv_heads = c.n_kv_heads or (1 if c.multi_query_attention else c.n_heads)
+        if c.multi_query_attention is not None and c.multi_query_attention != (kv_heads == 1):
+            raise UnmaskError(f"config.json: multi_query_attention {c.multi_query_attention} contradicts n_kv_heads {kv_heads}")
         check_heads(c.n_heads, kv_heads, "n_heads", "n_kv_heads")
         vocab_size = c.embedding_size or c.vocab_size
+        if vocab_size < c.vocab_size:
+            raise UnmaskError(f"config.json: embedding_size {vocab_size} is smaller than vocab_size {c.vocab_size}")
         return ModelSpec(
             family=self.name,
             attention="bidirectional",

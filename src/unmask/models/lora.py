@@ -35,24 +35,32 @@ def add_lora(
     Raises `UnmaskError` for names the model does not have, and when peft is not installed.
     """
     peft = _peft()
-    names = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    if isinstance(target_modules, str):
+        raise UnmaskError(f"target_modules {target_modules!r} is one name; give a list of names")
+    if rank < 1 or not 0 <= dropout < 1 or not target_modules:
+        raise UnmaskError(
+            f"LoRA needs rank >= 1, 0 <= dropout < 1 and targets; found {rank}, {dropout}, {list(target_modules)}"
+        )
+    _refuse_adapters(model)
+    linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     experts = {f"{name}.{kind}" for name, module in model.named_modules() if isinstance(module, Experts)
                for kind in ("gate_proj", "up_proj", "down_proj")}  # fmt: skip
+    chosen: set[str] = set()
     for target in target_modules:
-        if not any(name == target or name.endswith(f".{target}") for name in names | experts):
-            known = ", ".join(sorted({name.rpartition(".")[2] for name in names | experts}))
+        found = {name for name in linears | experts if name == target or name.endswith(f".{target}")}
+        if not found:
+            known = ", ".join(sorted({name.rpartition(".")[2] for name in linears | experts}))
             raise UnmaskError(f"LoRA target {target!r} is no linear layer of this model; known: {known}")
-        if target == "lm_head" and model.spec.is_tied:
+        if "lm_head" in found and model.spec.is_tied:
             raise UnmaskError("LoRA target 'lm_head' is tied to the embedding in this model; it cannot have an adapter")
-    chosen = sorted(name for name in experts if any(name == t or name.endswith(f".{t}") for t in target_modules))
-    if chosen and use_dora:
-        raise UnmaskError("DoRA is not available for experts; give target_modules of the attention only, or use LoRA")
-    options: dict[str, Any] = {"target_parameters": chosen} if chosen else {}
+        chosen |= found
+    if chosen & experts and (use_dora or dropout):
+        what = "DoRA" if use_dora else "LoRA dropout"
+        raise UnmaskError(f"{what} is not available for experts; give target_modules of the attention only, or do without it")
+    options: dict[str, Any] = {"target_parameters": sorted(chosen & experts)} if chosen & experts else {}
     config = peft.LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, use_dora=use_dora,
-        target_modules=sorted(name for name in names if any(name == t or name.endswith(f".{t}") for t in target_modules)),
-        **options,
-    )  # fmt: skip
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, use_dora=use_dora, target_modules=sorted(chosen & linears), **options
+    )
     return peft.get_peft_model(model, config)
 
 
@@ -73,23 +81,46 @@ def load_adapter(model: Backbone, folder: str | Path, *, is_trainable: bool = Fa
     if not (folder / _WEIGHTS).exists():
         raise UnmaskError(f"{folder}: no {_WEIGHTS} here (only safetensors are read, never pickles)")
     stored = safetensors_names(folder / _WEIGHTS)
+    _refuse_adapters(model)
+    children = [(parent, name, child) for parent in model.modules() for name, child in parent.named_children()]
+    frozen = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Found missing adapter keys")  # below, that is an error
             adapter = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
-    except (ValueError, RuntimeError, KeyError, TypeError) as error:
+        wanted = set(peft.get_peft_model_state_dict(adapter))
+        if wrong := sorted(wanted ^ stored):
+            problem = "is missing" if wrong[0] in wanted else "has no place in the model"
+            raise UnmaskError(f"{folder / _WEIGHTS}: tensor {wrong[0]!r} {problem} ({len(wrong)} such in all)")
+    except (UnmaskError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        for parent, name, child in children:  # the model as it was, for another try
+            setattr(parent, name, child)
+        _forget(model)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(frozen[name])
+        if isinstance(error, UnmaskError):
+            raise
         reason = " ".join(str(error).split())[:300]
         raise UnmaskError(f"{folder}: this {config.get('peft_type')} adapter does not fit the model: {reason}") from None
-    wanted = set(peft.get_peft_model_state_dict(adapter))
-    if wrong := sorted(wanted ^ stored):
-        problem = "is missing" if wrong[0] in wanted else "has no place in the model"
-        raise UnmaskError(f"{folder / _WEIGHTS}: tensor {wrong[0]!r} {problem} ({len(wrong)} such in all)")
     return adapter
+
+
+def _refuse_adapters(model: Backbone) -> None:
+    if any(".base_layer." in name for name, _ in model.named_parameters()):
+        raise UnmaskError("the model has adapters in it already; take them out first (merge_adapter)")
 
 
 def merge_adapter(adapter: PeftModel) -> Decoder:
     """Adds the adapters into the weights and takes them out: an ordinary model again, the one the adapter was put in."""
-    return adapter.merge_and_unload()
+    model = adapter.merge_and_unload()
+    _forget(model)
+    return model
+
+
+def _forget(model: Backbone) -> None:
+    """Removes the mark by which peft knows a model with adapters."""
+    if hasattr(model, "peft_config"):
+        del model.peft_config
 
 
 def _peft() -> Any:

@@ -22,10 +22,12 @@ def rotary_frequencies(rotary: RotarySpec, head_dim: int, device: torch.device) 
             from transformers import PreTrainedConfig
             from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+            # The published factor of YaRN counts, as in the paper and in today's tools, not the ratio of the two lengths.
             parameters = {**dict(rotary.scaling), "rope_theta": rotary.theta}
+            original = parameters.get("original_max_position_embeddings", 1)
             config = PreTrainedConfig(  # type: ignore[call-arg]  # it takes any keys
                 rope_parameters=parameters, head_dim=head_dim, hidden_size=head_dim, num_attention_heads=1,
-                max_position_embeddings=rotary.max_positions,
+                max_position_embeddings=int(original * parameters["factor"]),
             )  # fmt: skip
             frequency_K, factor = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](config, torch.device("cpu"))
             return frequency_K.float().to(device), float(factor)

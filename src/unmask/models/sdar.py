@@ -18,7 +18,8 @@ from unmask.models.spec import ExpertSpec, ModelSpec
 
 class _Config(QwenConfig):
     block_size: Size = 4
-    attention_bias: bool = False
+    head_dim: Size | None = 128
+    attention_bias: bool | None = None
 
 
 class _MoeConfig(_Config):
@@ -82,8 +83,8 @@ class SDAR:
             **c.special_ids(c.vocab_size),
             **c.sizes(),
             has_qk_norm=True,
-            has_qkv_bias=c.attention_bias,
-            has_out_bias=c.attention_bias,
+            has_qkv_bias=bool(c.attention_bias),
+            has_out_bias=bool(c.attention_bias),
             experts=self._experts(c),
         )
 

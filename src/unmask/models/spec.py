@@ -15,7 +15,7 @@ class RotarySpec:
 
     theta: float
     scaling: tuple[tuple[str, Any], ...] = ()
-    max_positions: int | None = None  # the config's; some kinds of scaling are defined relative to it
+    max_positions: int | None = None  # the longest sequence the config speaks of; nothing is computed from it
 
 
 @dataclass(frozen=True)

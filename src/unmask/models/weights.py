@@ -38,9 +38,14 @@ class StoredTensor(NamedTuple):
 
 
 def checkpoint_tensors(model: nn.Module, family: ModelFamily) -> dict[str, Tensor]:
-    """The model's parameters (a tied one once) under the family's tensor names, as views; stacked experts one by one."""
+    """The model's parameters (a tied one once) under the family's tensor names, as views; stacked experts one by one.
+
+    Raises `UnmaskError` for a model with adapters in it, which has other parameters.
+    """
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
+        if ".base_layer." in name or ".lora_" in name:
+            raise UnmaskError("the model has adapters in it; take them out first (merge_adapter), or save them (save_adapter)")
         target = family.to_checkpoint_name(name)
         if "{}" in target:
             tensors.update((target.format(i), row) for i, row in enumerate(parameter.detach().unbind()))
@@ -52,14 +57,22 @@ def checkpoint_tensors(model: nn.Module, family: ModelFamily) -> dict[str, Tenso
 def read_headers(folder: Path) -> dict[str, StoredTensor]:
     """All tensors of a folder's safetensors files by name. Raises `UnmaskError`, also for truncated files."""
     stored: dict[str, StoredTensor] = {}
-    for file in _weight_files(folder):
+    index = _read_index(folder)
+    files = [_single_file(folder)] if index is None else sorted(set(index.values()))
+    for file in files:
         try:
             with safe_open(file, framework="pt") as tensors:
                 for name in tensors.offset_keys():
+                    if index is not None and index.get(name) != file:
+                        where = f"in {index[name].name}" if name in index else "nowhere"
+                        raise UnmaskError(f"{file}: has tensor {name!r}, which is {where} according to {INDEX}")
                     piece = tensors.get_slice(name)
                     stored[name] = StoredTensor(file, piece.get_dtype(), tuple(piece.get_shape()))
         except (SafetensorError, OSError) as error:
             raise UnmaskError(f"{file}: not a complete safetensors file ({error})") from None
+    for name, file in (index or {}).items():
+        if name not in stored:
+            raise UnmaskError(f"{file}: has no tensor {name!r}, which is there according to {INDEX}")
     return stored
 
 
@@ -80,27 +93,37 @@ def stored_dtype(stored: dict[str, StoredTensor]) -> torch.dtype:
     return _DTYPES.get(max(sizes, key=lambda dtype: sizes[dtype]), torch.float32) if sizes else torch.float32
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def _read_index(folder: Path) -> dict[str, Path] | None:
+    """Which tensor is in which file, of a sharded folder; None for another. Raises `UnmaskError`."""
     index = folder / INDEX
-    if index.exists():
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-            raise UnmaskError(f"{index}: has no table 'weight_map' from tensor names to file names")
-        files = sorted({folder / name for name in weight_map.values()})
-        if outside := [f for f in files if f.parent != folder]:
-            raise UnmaskError(f"{index}: names {outside[0]}, which is outside the folder")
-        if absent := [f for f in files if not f.exists()]:
-            raise UnmaskError(f"{absent[0]}: shard named in {index.name} is missing")
-        return files
+    if not index.exists():
+        return None
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise UnmaskError(f"{index}: has no table 'weight_map' from tensor names to file names")
+    files = {name: folder / file for name, file in weight_map.items()}
+    for file in files.values():
+        if file.parent != folder:
+            raise UnmaskError(f"{index}: names {file}, which is outside the folder")
+        if not file.exists():
+            raise UnmaskError(f"{file}: shard named in {index.name} is missing")
+    return files
+
+
+def _single_file(folder: Path) -> Path:
     if (folder / "model.safetensors").exists():
-        return [folder / "model.safetensors"]
-    pickles = sorted(f.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for f in folder.glob(pattern))
-    if pickles:
+        return folder / "model.safetensors"
+    if pickles := find_pickles(folder):
         raise UnmaskError(
             f"{folder}: offers its weights only as pickles ({pickles[0]}), which can run code when they are read; only "
             "safetensors are read: convert them first"
         )
     raise UnmaskError(f"{folder}: no model.safetensors here (only safetensors are read, never pickles)")
+
+
+def find_pickles(folder: Path) -> list[str]:
+    """Names of files that look like pickled weights."""
+    return sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in folder.glob(pattern))
 
 
 def check_tensors(
@@ -113,24 +136,34 @@ def check_tensors(
     """
     wanted = checkpoint_tensors(model, family)
     head, value_head = family.to_checkpoint_name("lm_head.weight"), family.to_checkpoint_name("value_head.weight")
-    is_value_model = value_head in wanted
     heads = {head, family.to_checkpoint_name("lm_head.bias")}
-    may_be_extra = heads if is_value_model or spec.is_tied else set()
+    may_be_extra = heads if value_head in wanted or spec.is_tied else set()
+    problems: dict[str, list[str]] = {
+        "missing": [],
+        "unexpected": [],
+        "mis-shaped": [],
+        "not stored as floating point numbers": [],
+    }
+    for name, target in wanted.items():
+        if name not in stored:
+            if name != value_head:
+                problems["missing"].append(f"{name!r} {list(target.shape)}")
+        elif stored[name].shape != tuple(target.shape):
+            problems["mis-shaped"].append(f"{name!r} has shape {list(stored[name].shape)}, expected {list(target.shape)}")
     for name, found in stored.items():
         if name not in wanted and name not in may_be_extra:
-            hint = ' (this is a value model: load it with head="value")' if name == value_head else ""
-            raise UnmaskError(f"{found.file}: unexpected tensor {name!r} for family {family.name}{hint}")
-        if name in wanted and found.shape != tuple(wanted[name].shape):
-            expected = list(wanted[name].shape)
-            raise UnmaskError(f"{found.file}: tensor {name!r} has shape {list(found.shape)}, expected {expected}")
-        if found.dtype not in _FLOATS:
-            known = ", ".join(_FLOATS)
-            raise UnmaskError(f"{found.file}: tensor {name!r} is stored as {found.dtype}; weights are read as {known}")
-    if missing := [name for name in wanted if name not in stored and name != value_head]:
-        shape = list(wanted[missing[0]].shape)
-        count = f"{len(missing)} missing in all" if len(missing) > 1 else "the only one missing"
-        raise UnmaskError(f"{folder}: tensor {missing[0]!r} of shape {shape} is missing ({count})")
+            problems["unexpected"].append(f"{name!r} {list(found.shape)}")
+        elif found.dtype not in _FLOATS:
+            problems["not stored as floating point numbers"].append(f"{name!r} {found.dtype}")
+    lines = [f"{len(found)} {kind} ({_first(found)})" for kind, found in problems.items() if found]
+    if lines:
+        hint = '; it is a value model: load it with head="value"' if value_head in stored and value_head not in wanted else ""
+        raise UnmaskError(f"{folder}: tensors do not fit family {family.name}: {'; '.join(lines)}{hint}")
     return wanted
+
+
+def _first(texts: list[str], num: int = 3) -> str:
+    return ", ".join(texts[:num]) + (", ..." if len(texts) > num else "")
 
 
 def read_tensors(stored: dict[str, StoredTensor], into: dict[str, Tensor]) -> None:
