@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -39,6 +40,8 @@ def resolve_folder(path_or_hub_name: str | Path, revision: str | None = None, *,
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except Exception as error:  # hub clients raise many kinds; all mean "could not be had"
+        with suppress(Exception):  # what was fetched once is there without a connection
+            return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=True))
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UnmaskError(f"{name}: no such local folder, and the hub did not deliver it: {reason}") from None
 
