@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 
 import huggingface_hub
+import huggingface_hub.constants
 import pytest
 import torch
 
