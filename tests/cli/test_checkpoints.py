@@ -63,6 +63,8 @@ def test_inspect_published_folders(name, attention, shifted) -> None:
 def test_inspect_needs_no_weights(folder) -> None:
     (folder / "model.safetensors").unlink()
     assert facts(folder)["weights"] == "not here"
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1.safetensors"}}')  # as fetched
+    assert facts(folder)["weights"] == "not here"
     assert facts("llada/8b")["parameters"] == 8_015_581_184
 
 

@@ -100,7 +100,7 @@ class Backbone(nn.Module):
             block_size = max(1, length)
         if lengths is None:
             lengths = torch.full((rows,), length)
-        return TokenLayout.sequences(length, block_size or self.spec.block_size, lengths.to(self.device))
+        return TokenLayout.sequences(length, block_size or self.spec.block_size, torch.as_tensor(lengths, device=self.device))
 
     def new_cache(self, rows: int, num_slots: int, block_size: int) -> KVCache:
         """An empty cache on the weights' device."""

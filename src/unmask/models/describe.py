@@ -13,7 +13,7 @@ from unmask.errors import UnmaskError
 from unmask.models.checkpoint import config_dtype, read_spec
 from unmask.models.decoder import Backbone, Decoder, ValueModel
 from unmask.models.spec import ModelSpec
-from unmask.models.weights import INDEX, StoredTensor, check_tensors, find_pickles, read_headers
+from unmask.models.weights import StoredTensor, check_tensors, find_pickles, read_headers
 
 
 def describe_checkpoint(folder: Path) -> tuple[dict[str, Any], UnmaskError | None]:
@@ -22,7 +22,7 @@ def describe_checkpoint(folder: Path) -> tuple[dict[str, Any], UnmaskError | Non
     A folder without any weights (only its JSON was fetched) is described by its config. Raises `UnmaskError`.
     """
     config, family, spec = read_spec(folder)
-    has_weights = any(folder.glob("*.safetensors")) or (folder / INDEX).exists() or bool(find_pickles(folder))
+    has_weights = any(folder.glob("*.safetensors")) or bool(find_pickles(folder))
     stored, problem = {}, None
     try:
         stored = read_headers(folder) if has_weights else {}
