@@ -6,8 +6,12 @@ import pytest
 import torch
 
 from tests.conftest import make_model, random_prompts
+from tests.models.rows import ROWS, build, random_ids
+from tests.models.toy_family import ToyFamily
 from unmask.attention import BACKENDS, DenseAttention
 from unmask.diffusion.generate import generate
+from unmask.models import FAMILIES
+from unmask.models.checkpoint import load_model, new_model, save_model
 from unmask.objectives.rows import collate, target_logprobs
 from unmask.objectives.trace_views import replay_logprobs, trace_row
 from unmask.types import SamplingParams
@@ -39,3 +43,24 @@ def test_replay_on_gpu(gpu_model) -> None:
     for backend in BACKENDS.values():
         for trace, replayed in zip(traces, replay_logprobs(gpu_model, traces, backend=backend), strict=True):
             assert max(abs(a - b) for a, b in zip(replayed, trace.logprobs, strict=True)) <= 1e-4
+
+
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_every_family_computes_the_same_on_a_gpu(row, tmp_path, monkeypatch) -> None:
+    """Loaded onto the device, in float32 and bfloat16; experts go through the grouped kernel."""
+    monkeypatch.setitem(FAMILIES, "toy", ToyFamily())
+    model = build(row)
+    save_model(model, tmp_path / "m")
+    ids = random_ids(model, 2, 17)
+    want = model.logits(ids)
+    got = load_model(tmp_path / "m", device="cuda").logits(ids.cuda()).cpu()
+    torch.testing.assert_close(got, want, atol=2e-3, rtol=1e-3)
+    half = load_model(tmp_path / "m", device="cuda", dtype="bfloat16").logits(ids.cuda()).cpu()
+    close = (half - want).abs().amax(-1) < 0.15 * want.abs().max()
+    assert close.float().mean() > (0.8 if model.spec.experts else 0.99)
+
+
+def test_presets_are_the_same_on_every_device() -> None:
+    on_gpu, on_cpu = new_model("sdar_moe/tiny", 3, device="cuda"), new_model("sdar_moe/tiny", 3)
+    for (name, a), b in zip(on_gpu.named_parameters(), on_cpu.parameters(), strict=True):
+        assert torch.equal(a.cpu(), b), name
