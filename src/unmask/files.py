@@ -6,8 +6,9 @@ import ctypes
 import errno
 import json
 import os
+import secrets
 import shutil
-import tempfile
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -65,38 +66,41 @@ def new_file(path: Path) -> Iterator[Path]:
 def new_folder(path: Path, marker: str = "config.json", replaces: Callable[[str], bool] = lambda name: True) -> Iterator[Path]:
     """Yields a temporary folder; when the block ends without an error its files are synced and it becomes `path`.
 
-    An existing folder at `path` is replaced if it is empty or holds `marker` (it is one of ours), in one rename: at every
-    moment the old or the new one is there, whole. Entries of the old folder for whose name `replaces` is false come along.
-    Any other folder is refused.
+    An existing folder at `path` is replaced if it is empty or holds `marker` (it is one of ours); any other is refused.
+    Entries of the old folder for whose name `replaces` is false come along. Where the system can swap two names (Linux, most
+    file systems), the old or the new folder is there at every moment; elsewhere there is none between two renames.
     """
     check_replaceable(path, marker)
-    path = path.resolve()  # the folder a link points to, not the link
-    temporary: Path | None = None
+    path = Path(os.path.realpath(path))  # the folder a link points to, not the link
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.tmp-", dir=path.parent))
-        os.chmod(temporary, 0o755)
+        temporary.mkdir()
         yield temporary
+        for folder, _, names in os.walk(temporary):
+            for name in names:
+                _sync(Path(folder, name))
         if path.exists():
+            os.chmod(temporary, stat.S_IMODE(path.stat().st_mode))
             for entry in path.iterdir():
-                if not replaces(entry.name) and not (temporary / entry.name).exists():
+                if not replaces(entry.name) and not os.path.lexists(temporary / entry.name):
                     _link(entry, temporary / entry.name)
-        for file in temporary.iterdir():
-            _sync(file)
-        _sync(temporary)
+        for folder, _, _ in os.walk(temporary):
+            _sync(Path(folder))
         _take_place(temporary, path)
         _sync(path.parent)
     except Exception as error:
         raise describe_write_error(error, path) from error
     finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_replaceable(path: Path, marker: str = "config.json") -> None:
     """Raises `UnmaskError` if there is something at `path` that `new_folder` would not replace."""
     if path.exists() and not (path.is_dir() and ((path / marker).exists() or not any(path.iterdir()))):
         raise UnmaskError(f"{path}: exists and is not a folder with {marker}; it is not replaced, choose another name")
+    if path.is_dir() and Path.cwd().is_relative_to(path.resolve()):
+        raise UnmaskError(f"{path}: the current folder is in it and would be gone; call from elsewhere, or choose another name")
 
 
 def _link(source: Path, target: Path) -> None:
@@ -125,7 +129,7 @@ def _take_place(temporary: Path, path: Path) -> None:
     os.rename(path, old)
     try:
         os.rename(temporary, path)
-    except OSError:
+    except BaseException:
         os.rename(old, path)
         raise
     os.rename(old, temporary)

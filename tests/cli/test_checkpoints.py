@@ -13,7 +13,7 @@ from tests.models.rows import Row, build, random_ids
 from tests.recipes import unmask
 from unmask.models import ValueModel
 from unmask.models.checkpoint import load_model, save_model
-from unmask.models.lora import add_lora, save_adapter
+from unmask.models.lora import add_lora, merge_adapter, save_adapter
 
 MOE = Row("moe", "sdar_moe/tiny")
 
@@ -120,6 +120,24 @@ def test_export_merges_an_adapter(folder, tmp_path) -> None:
     result = unmask("checkpoint", "export", folder, tmp_path / "out", "--adapter", tmp_path / "adapter")
     assert result.returncode == 0, result.stderr
     torch.testing.assert_close(load_model(tmp_path / "out").logits(ids), want, atol=5e-5, rtol=1e-5)
+
+
+def test_export_merges_in_float32_and_rounds_once(folder, tmp_path) -> None:
+    """An adapter on a bfloat16 checkpoint: the sum of both is rounded, not the sum of roundings."""
+    save_model(load_model(folder, dtype="bfloat16"), tmp_path / "half")
+    model = load_model(tmp_path / "half")
+    adapter = add_lora(model, rank=2, target_modules=["q_proj"])
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    save_adapter(adapter, tmp_path / "adapter")
+    merged = merge_adapter(adapter).layers[0].self_attn.q_proj.weight
+    assert (
+        unmask("checkpoint", "export", tmp_path / "half", tmp_path / "out", "--adapter", tmp_path / "adapter").returncode == 0
+    )
+    got = load_file(tmp_path / "out" / "model.safetensors")["model.layers.0.self_attn.q_proj.weight"]
+    assert torch.equal(got, merged.bfloat16())
 
 
 def test_export_of_a_value_model(folder, tmp_path) -> None:

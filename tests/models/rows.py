@@ -61,14 +61,14 @@ ROWS = (
 
 def build(row: Row, seed: int = 0) -> Decoder:
     """A random model of the row whose distributions are far from uniform, and whose norms and biases do something."""
-    config = {**row.changes}
-    config["init_std" if "llada" in row.preset or "mmada" in row.preset else "initializer_range"] = 0.12
-    model = new_model(row.preset, seed, **config)
+    model = new_model(row.preset, seed, **row.changes)
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+            else:
+                parameter.mul_(0.12 / model.spec.init_std)
     assert find_family(model.config).name == model.spec.family
     return model
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.conftest import make_model
 from tests.models.conftest import set_config
 from unmask.errors import UnmaskError
 from unmask.models import ValueModel
@@ -29,6 +30,11 @@ def edit_tensors(folder, edit) -> None:
     tensors = load_file(folder / "model.safetensors")
     edit(tensors)
     save_file(tensors, folder / "model.safetensors")
+
+
+def put_index(folder, weight_map) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
 
 
 def shard(folder, edit) -> None:
@@ -82,8 +88,8 @@ NORM, INDEX = "model.norm.weight", "model.safetensors.index.json"
         ),
         (truncate, "not a complete safetensors file"),
         (lambda f: (f / "model.safetensors").write_bytes(b""), "not a complete safetensors file"),
-        (lambda f: (f / INDEX).write_text('{"weight_map": 3}'), "has no table 'weight_map'"),
-        (lambda f: (f / INDEX).write_text('{"weight_map": {"a": "../x"}}'), "which is outside the folder"),
+        (lambda f: put_index(f, 3), "has no table 'weight_map'"),
+        (lambda f: put_index(f, {"a": "../x"}), "shards lie beside their index"),
         (lambda f: shard(f, lambda m: m.pop(NORM)), "has tensor 'model.norm.weight', which is nowhere according to model.safe"),
         (lambda f: shard(f, lambda m: m.update(extra=m[NORM])), "has no tensor 'extra', which is there according to"),
         (
@@ -91,7 +97,7 @@ NORM, INDEX = "model.norm.weight", "model.safetensors.index.json"
             "has tensor 'model.norm.weight', which is in model-00001-of-",
         ),
         (
-            lambda f: (f / INDEX).write_text('{"weight_map": {"a": "model-1.safetensors"}}'),
+            lambda f: put_index(f, {"a": "model-1.safetensors"}),
             "model-1.safetensors: shard named in model.safetensors.index.json is missing",
         ),
         (
@@ -230,3 +236,27 @@ with tempfile.TemporaryDirectory() as folder:
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 0.9 < float(run.stdout) < 1.3  # measured 1.06; mapping the whole file would make it 2
+
+
+def test_a_single_file_comes_before_an_index(saved) -> None:
+    """As for transformers, when an interrupted conversion has left both."""
+    (saved / INDEX).write_text(json.dumps({"weight_map": {"a": "model-1.safetensors"}}))
+    assert torch.equal(load_model(saved).embed_tokens.weight, make_model().embed_tokens.weight)
+
+
+def test_a_head_bias_nobody_has_is_unexpected(saved) -> None:
+    edit_tensors(saved, lambda t: t.update({"lm_head.bias": torch.ones(40)}))
+    with pytest.raises(UnmaskError, match=r"1 unexpected \('lm_head.bias' \[40\]\)"):
+        load_model(saved)
+
+
+def test_an_untied_model_has_one_head(tmp_path) -> None:
+    save_model(make_model(tie_word_embeddings=False), tmp_path / "m")
+    edit_tensors(tmp_path / "m", lambda t: t.update({"lm_head.bias": torch.ones(40)}))
+    with pytest.raises(UnmaskError, match="1 unexpected"):
+        load_model(tmp_path / "m")
+
+
+def test_meta_device_takes_no_memory(saved) -> None:
+    edit_tensors(saved, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
+    assert {p.device.type for p in load_model(saved, device="meta").parameters()} == {"meta"}

@@ -94,6 +94,11 @@ def test_what_a_key_or_its_absence_means(preset, keys, fact, value) -> None:
         ("sdar", {"eos_token_id": [1, -1]}, "eos_token_id: should be a token id or a list of them, found [1, -1]"),
         ("sdar", {"eos_token_id": []}, "eos_token_id: should be a token id or a list of them, found []"),
         ("sdar_moe", {"num_experts_per_tok": 9}, "num_experts_per_tok 9 is above num_experts 8"),
+        (
+            "sdar",
+            {"layer_types": ["sliding_attention"]},
+            "layer_types 'sliding_attention' is not supported; known: 'full_attention'",
+        ),
         ("dream", {"block_size": 32}, "block_size: Input should be None, found 32"),
         ("llada", {"multi_query_attention": True}, "multi_query_attention True contradicts n_kv_heads 2"),
         ("llada", {"embedding_size": 90}, "embedding_size 90 is smaller than vocab_size 96"),

@@ -15,6 +15,7 @@ from tests.models.rows import ROWS, Row, build, random_ids
 from tests.models.toy_family import ToyFamily
 from unmask.attention import TokenLayout, visibility
 from unmask.diffusion.generate import generate
+from unmask.errors import UnmaskError
 from unmask.models import FAMILIES, Decoder, ValueModel
 from unmask.models.checkpoint import load_model, save_model
 from unmask.models.lora import add_lora, load_adapter, merge_adapter, save_adapter
@@ -111,8 +112,8 @@ def test_round_trip_is_lossless(model: Decoder, tmp_path) -> None:
 
 def test_shards_are_the_same_model(model: Decoder, tmp_path) -> None:
     save_model(model, tmp_path / "one")
-    save_model(model, tmp_path / "many", max_shard_bytes=100_000)
-    assert len(list((tmp_path / "many").glob("*.safetensors"))) > 3
+    save_model(model, tmp_path / "many", max_shard_bytes=sum(p.numel() for p in model.parameters()))  # a quarter of it
+    assert len(list((tmp_path / "many").glob("*.safetensors"))) >= 3
     save_model(load_model(tmp_path / "many"), tmp_path / "one-again")
     assert_equal_folders(tmp_path / "one", tmp_path / "one-again")
 
@@ -173,10 +174,13 @@ def test_cached_is_uncached(model: Decoder) -> None:
     assert done.tolist() == [20, 20, 12]
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if row.preset.startswith(("sdar", "toy"))], ids=str)
 def test_trainer_replays_what_the_sampler_drew(model: Decoder) -> None:
-    """For block models, which `generate` decodes."""
+    """For block models; others are refused, not decoded as if they were."""
     prompts = [[5, 6, 7], [9], [11, 12, 13, 14, 15, 16]]
+    if model.spec.attention == "bidirectional":
+        with pytest.raises(UnmaskError, match="generate decodes block models"):
+            generate(model, prompts)
+        return
     traces = generate(model, prompts, SamplingParams(max_new_tokens=12, confidence_threshold=0.5, stop_token_ids=()))
     for trace, replayed in zip(traces, replay_logprobs(model, traces), strict=True):
         assert max(abs(a - b) for a, b in zip(trace.logprobs, replayed, strict=True)) <= 1e-5

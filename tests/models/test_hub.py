@@ -55,13 +55,15 @@ def test_unknown_revision_or_name_is_one_line() -> None:
 
 def test_incomplete_cache_is_said(hub) -> None:
     (hub / "snapshots" / COMMITS["main"] / "model.safetensors").unlink()
-    with pytest.raises(UnmaskError, match=r"no model.safetensors here"):
+    with pytest.raises(UnmaskError, match=r"owner/name: no safetensors here: .* not fetched yet and there is no connection"):
         load_model("owner/name")
+    assert resolve_folder("owner/name", weights=False).is_dir()
 
 
 def test_what_is_fetched(monkeypatch, hub) -> None:
     asked = []
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **options: asked.append(options) or str(hub))
+    snapshot = str(hub / "snapshots" / COMMITS["main"])
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **options: asked.append(options) or snapshot)
     resolve_folder("owner/name", "v2")
     resolve_folder("owner/name", weights=False)
     assert [options["revision"] for options in asked] == ["v2", None]

@@ -72,6 +72,21 @@ def saved(tmp_path):
     return tmp_path / "adapter"
 
 
+@pytest.mark.parametrize("values", [{"task_type": "CAUSAL_LM"}, {"init_lora_weights": "pissa"}], ids=str)
+def test_published_adapters_load_and_leave_the_base_alone(saved, values) -> None:
+    set_key(saved, **values)
+    model = build(DENSE)
+    before = model.layers[0].self_attn.q_proj.weight.clone()
+    load_adapter(model, saved)
+    assert torch.equal(model.layers[0].self_attn.q_proj.base_layer.weight, before)
+
+
+def test_saving_over_an_adapter_keeps_the_rest(saved) -> None:
+    (saved / "notes.md").write_text("mine")
+    save_adapter(add_lora(build(DENSE), rank=3), str(saved))
+    assert sorted(p.name for p in saved.iterdir()) == ["adapter_config.json", "adapter_model.safetensors", "notes.md"]
+
+
 def test_folder_has_the_adapter_alone(saved) -> None:
     assert sorted(p.name for p in saved.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
     assert all("lora_" in name for name in load_file(saved / "adapter_model.safetensors"))
@@ -87,7 +102,9 @@ def test_folder_has_the_adapter_alone(saved) -> None:
         (lambda f: edit(f, lambda t: t.update({"base_model.model.x.weight": torch.ones(1)})), "has no place in the model"),
         (lambda f: edit(f, lambda t: t.update({sorted(t)[0]: torch.ones(3, 3)})), "adapter does not fit the model"),
         (lambda f: set_key(f, target_modules=["nobody"]), "adapter does not fit the model"),
-        (lambda f: set_key(f, peft_type="MAGIC"), "adapter does not fit the model"),
+        (lambda f: set_key(f, peft_type="MAGIC"), "peft_type 'MAGIC' is not supported; known: 'LORA'"),
+        (lambda f: set_key(f, peft_type="PREFIX_TUNING"), "peft_type 'PREFIX_TUNING' is not supported"),
+        (lambda f: set_key(f, trainable_token_indices=[1, 2]), "adapter does not fit the model"),
     ],
 )
 def test_bad_adapters_are_named(saved, damage, message) -> None:

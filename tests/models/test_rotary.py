@@ -102,6 +102,11 @@ def test_theta_may_stand_in_either_place() -> None:
         ({"rope_scaling": {"rope_type": "linear"}}, "rope_scaling: rope_type 'linear' needs the key 'factor'"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "beta": 1}}, "unknown key 'rope_scaling.beta'"),
         ({"rope_scaling": {"rope_type": "yarn", "type": "linear", "factor": 2.0}}, "contradict each other"),
+        ({"rope_scaling": {"factor": 4.0}}, "rope_scaling: factor 4.0 is given without a rope_type"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 4.0}, "rope_parameters": {"rope_type": "linear", "factor": 2.0}},
+            "rope_parameters and rope_scaling contradict each other",
+        ),
         ({"rope_parameters": {"rope_theta": 5.0}}, "rope_theta is given as 5.0 and as 10000.0"),
         (
             {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}, "max_position_embeddings": None},

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import stat
 import subprocess
 import sys
 
@@ -132,3 +135,68 @@ c.save_model(c.load_model({str(saved)!r}, dtype="bfloat16"), {str(saved)!r})
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
     assert (saved / "model.safetensors").read_bytes() == before
     assert load_model(saved).dtype == torch.float32
+
+
+def test_odd_files_in_the_folder_are_kept_as_they_are(saved, tmp_path) -> None:
+    """A dangling link, a pipe, links inside folders, other weights; and the folder's own permissions."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "big.bin").write_text("not copied")
+    (saved / "dangling").symlink_to("gone")
+    (saved / "logs").mkdir()
+    (saved / "logs" / "link").symlink_to(outside)
+    (saved / "model_ema.safetensors").write_text("mine")
+    os.mkfifo(saved / "pipe")
+    saved.chmod(0o700)
+    save_model(make_model(seed=5), saved)
+    assert (saved / "dangling").is_symlink()
+    assert (saved / "logs" / "link").is_symlink()
+    assert (saved / "model_ema.safetensors").read_text() == "mine"
+    assert stat.S_ISFIFO((saved / "pipe").stat().st_mode)
+    assert stat.S_IMODE(saved.stat().st_mode) == 0o700
+    assert load_model(saved).spec.vocab_size == 40
+
+
+def test_new_folders_have_ordinary_permissions(tmp_path) -> None:
+    (tmp_path / "plain").mkdir()
+    save_model(make_model(), tmp_path / "m")
+    assert (tmp_path / "m").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_the_current_folder_is_not_replaced(saved, monkeypatch) -> None:
+    model = make_model(seed=5)
+    (saved / "inner").mkdir()
+    for place in (saved, saved / "inner"):
+        monkeypatch.chdir(place)
+        with pytest.raises(UnmaskError, match="the current folder is in it and would be gone"):
+            save_model(model, saved)
+    assert load_model(saved).spec.vocab_size == 40
+
+
+def test_failed_second_rename_puts_the_old_folder_back(saved, monkeypatch) -> None:
+    monkeypatch.setattr("unmask.files._exchange", lambda a, b: False)
+    rename, calls = os.rename, []
+
+    def interrupted(a, b):
+        calls.append(a)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        rename(a, b)
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save_model(make_model(seed=5), saved)
+    assert torch.equal(load_model(saved).embed_tokens.weight, make_model().embed_tokens.weight)
+    assert [f.name for f in saved.parent.iterdir()] == ["model"]
+
+
+def test_tokenizer_follows_from_a_relative_path(saved, tmp_path, monkeypatch) -> None:
+    (saved / "tokenizer.json").write_text("{}")
+    monkeypatch.chdir(saved.parent)
+    model = load_model("model")
+    monkeypatch.chdir("/")
+    save_model(model, tmp_path / "again")
+    assert (tmp_path / "again" / "tokenizer.json").exists()
+    shutil.rmtree(saved)
+    with pytest.warns(UserWarning, match="is gone: .* gets no tokenizer files"):
+        save_model(model, tmp_path / "third")

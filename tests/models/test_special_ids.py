@@ -64,6 +64,18 @@ def test_tokens_may_stand_in_other_files(folder) -> None:
     assert ids(folder) == (20, 21, (3, 22))
 
 
+def test_a_mask_token_known_by_its_text_may_not_differ(folder) -> None:
+    put(folder, "tokenizer_config.json", mask_token=None)
+    put(folder, "config.json", mask_token_id=7)
+    with pytest.raises(UnmaskError, match=r"mask_token_id 7 contradicts the tokenizer, whose mask_token '<\|MASK\|>' is 6"):
+        load_model(folder)
+
+
+def test_added_tokens_come_before_the_vocabulary(folder) -> None:
+    put(folder, "tokenizer.json", model={"vocab": {"<|MASK|>": 30, "<p>": 31}})
+    assert ids(folder)[0] == 6
+
+
 def test_without_a_pad_token_an_end_token_pads(folder) -> None:
     put(folder, "tokenizer_config.json", pad_token=None)
     assert ids(folder)[1] == 3
@@ -84,7 +96,8 @@ def test_what_was_filled_in_is_not_saved(folder, tmp_path) -> None:
         ("config.json", {"pad_token_id": 8}, "pad_token_id 8 contradicts the tokenizer, whose pad_token '<|endoftext|>' is 4"),
         ("config.json", {"mask_token_id": "6"}, "config.json: mask_token_id: Input should be a valid integer, found '6'"),
         ("config.json", {"eos_token_id": 6}, "config.json: mask_token_id 6 is also an end token; they must differ"),
-        ("config.json", {"eos_token_id": "x"}, "config.json: eos_token_id"),
+        ("config.json", {"eos_token_id": "x"}, "config.json: eos_token_id: should be a token id or a list of them, found 'x'"),
+        ("generation_config.json", {"eos_token_id": "x"}, "generation_config.json: eos_token_id: should be a token id"),
         ("config.json", {"eos_token_id": 96}, "config.json: eos_token_id 96 is outside the vocabulary of 96"),
         ("tokenizer_config.json", {"pad_token": "<|MASK|>"}, "config.json: mask_token_id 6 is also pad_token_id"),
         ("tokenizer_config.json", {"mask_token": None, "added_tokens_decoder": {}},

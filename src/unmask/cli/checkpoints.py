@@ -85,10 +85,11 @@ def run_export(
     stored = read_headers(folder)
     target = stored_dtype(stored) if dtype == "auto" else find_dtype(dtype)
     model: Backbone
+    exact = target if adapter is None else "float32"  # an adapter is merged in float32, and rounded once
     if family.to_checkpoint_name("value_head.weight") in stored:
-        model = load_model(folder, dtype=target, head="value")
-    else:  # an adapter is merged in float32 and rounded once
-        model = load_model(folder, dtype=target if adapter is None else "float32")
+        model = load_model(folder, dtype=exact, head="value")
+    else:
+        model = load_model(folder, dtype=exact)
     if adapter is not None:
         from unmask.models.lora import load_adapter, merge_adapter
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -99,7 +100,7 @@ def load_model(
     check_tensors(stored, model, family, spec, folder)
 
     model = _allocate(model, device, known_dtype or stored_dtype(stored))
-    model.config, model.source_folder = config, folder
+    model.config, model.source_folder = config, folder.resolve()
     load_weights(model, folder)
     return model.eval()  # type: ignore[return-value]
 
@@ -115,7 +116,7 @@ def load_weights(model: Backbone, folder: Path) -> None:
             wanted[value_head].zero_()
     head, embedding = (family.to_checkpoint_name(f"{name}.weight") for name in ("lm_head", "embed_tokens"))
     model.stores_tied_head = isinstance(model, Decoder) and model.spec.is_tied and head in stored
-    if model.stores_tied_head and not is_equal(stored, head, wanted[embedding]):
+    if model.stores_tied_head and model.device.type != "meta" and not is_equal(stored, head, wanted[embedding]):
         raise UnmaskError(f"{folder}: the config ties the head to the embedding, but the tensors {head} and {embedding} differ")
 
 
@@ -206,5 +207,7 @@ def save_model(
     check_target(path)
     with new_folder(Path(path), replaces=is_model_file) as folder:
         write_weights(model, folder, max_shard_bytes)
-        if source is not None:
+        if source is not None and source.is_dir():
             carry_files(source, folder)
+        elif source is not None:
+            warnings.warn(f"{source} is gone: {path} gets no tokenizer files", stacklevel=2)

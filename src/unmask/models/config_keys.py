@@ -18,6 +18,14 @@ TokenId = Annotated[int, Field(ge=0)]
 RopeType = Literal["default", "linear", "llama3", "yarn"]
 
 
+def as_token_ids(value: Any) -> tuple[int, ...]:
+    """One token id or a list of them. Raises `ValueError` for anything else."""
+    ids = value if isinstance(value, list | tuple) else [value]
+    if not ids or not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
+        raise ValueError(f"should be a token id or a list of them, found {value!r}")
+    return tuple(ids)
+
+
 class HubConfig(BaseModel):
     """What every family has."""
 
@@ -32,10 +40,7 @@ class HubConfig(BaseModel):
     @field_validator("eos_token_id", mode="before")
     @classmethod
     def _one_or_several(cls, value: Any) -> tuple[int, ...]:
-        ids = value if isinstance(value, list | tuple) else [value]
-        if not ids or not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
-            raise ValueError(f"should be a token id or a list of them, found {value!r}")
-        return tuple(ids)
+        return as_token_ids(value)
 
     def special_ids(self, vocab_size: int) -> dict[str, Any]:
         """Arguments of `ModelSpec`. Without a pad token, the first end token pads. Raises `UnmaskError`."""
@@ -78,6 +83,8 @@ class RopeScaling(BaseModel):
             self.rope_type = self.type
         if self.type not in (None, self.rope_type):
             raise ValueError(f"type {self.type!r} and rope_type {self.rope_type!r} contradict each other")
+        if self.rope_type == "default" and self.factor not in (None, 1.0):
+            raise ValueError(f"factor {self.factor} is given without a rope_type that says how to scale")
         needed = {"linear": ("factor",), "yarn": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor")}
         for key in needed.get(self.rope_type, ()):
             if getattr(self, key) is None:
@@ -116,7 +123,9 @@ class QwenConfig(HubConfig):
     partial_rotary_factor: float | None = Field(None, ge=1, le=1)
     use_sliding_window: bool | None = None
     sliding_window: int | None = None  # means something only with the key before
+    layer_types: list[str] | None = None
     use_mrope: Literal[False] | None = None
+    mlp_bias: Literal[False] | None = None
     hidden_act: Literal["silu"] = "silu"
     tie_word_embeddings: bool | None = None
     initializer_range: float = Field(0.02, ge=0)
@@ -125,6 +134,8 @@ class QwenConfig(HubConfig):
     def _full_attention(self) -> QwenConfig:
         if self.use_sliding_window and self.sliding_window is not None:
             raise ValueError(f"use_sliding_window with sliding_window {self.sliding_window} is not supported")
+        if other := set(self.layer_types or ()) - {"full_attention"}:
+            raise ValueError(f"layer_types {sorted(other)[0]!r} is not supported; known: 'full_attention'")
         return self
 
     def sizes(self) -> dict[str, Any]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import re
 import shutil
-from contextlib import suppress
-from fnmatch import fnmatch
 from pathlib import Path
 
 from unmask.errors import UnmaskError
@@ -15,7 +14,7 @@ CARRIED = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
     "tokenizer.model", "chat_template.jinja", "chat_template.json", "generation_config.json", "*.py",
 )  # fmt: skip
-_MODEL_FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json", *(p for p in CARRIED if p != "*.py"))
+_MODEL_FILES = ("config.json", "model.safetensors", "model.safetensors.index.json", *(p for p in CARRIED if p != "*.py"))
 _FETCHED = ("*.json", "*.txt", "*.jinja", "tokenizer.model", "*.py")
 
 
@@ -38,17 +37,21 @@ def resolve_folder(path_or_hub_name: str | Path, revision: str | None = None, *,
 
     patterns = [*_FETCHED, "model*.safetensors"] if weights else [*_FETCHED]
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        snapshot = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except Exception as error:  # hub clients raise many kinds; all mean "could not be had"
-        with suppress(Exception):  # what was fetched once is there without a connection
-            return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=True))
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UnmaskError(f"{name}: no such local folder, and the hub did not deliver it: {reason}") from None
+    if weights and not any(snapshot.glob("model*.safetensors")):
+        raise UnmaskError(
+            f"{name}: no safetensors here: the repository has none (pickles are not read), or they were not fetched yet and "
+            f"there is no connection ({snapshot})"
+        )
+    return snapshot
 
 
 def is_model_file(name: str) -> bool:
     """Whether a file belongs to a model (and is replaced by another's); Python files may be anybody's."""
-    return any(fnmatch(name, pattern) for pattern in _MODEL_FILES)
+    return name in _MODEL_FILES or re.fullmatch(r"model-\d+-of-\d+\.safetensors", name) is not None
 
 
 def carry_files(source: Path, target: Path) -> None:

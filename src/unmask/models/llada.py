@@ -89,7 +89,7 @@ class LLaDA:
     def spec(self, config: dict[str, Any]) -> ModelSpec:
         c = check(_Config, config, "config.json")
         kv_heads = c.n_kv_heads or (1 if c.multi_query_attention else c.n_heads)
-        if c.multi_query_attention is not None and c.multi_query_attention != (kv_heads == 1):
+        if c.multi_query_attention is not None and c.n_heads > 1 and c.multi_query_attention != (kv_heads == 1):
             raise UnmaskError(f"config.json: multi_query_attention {c.multi_query_attention} contradicts n_kv_heads {kv_heads}")
         check_heads(c.n_heads, kv_heads, "n_heads", "n_kv_heads")
         vocab_size = c.embedding_size or c.vocab_size

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-_WEIGHTS = "adapter_model.safetensors"
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def add_lora(
@@ -64,9 +64,12 @@ def add_lora(
     return peft.get_peft_model(model, config)
 
 
-def save_adapter(adapter: PeftModel, folder: Path) -> None:
-    """Writes adapter_config.json and adapter_model.safetensors (the adapters alone), atomically. Raises `UnmaskError`."""
-    with new_folder(folder, marker="adapter_config.json") as temporary:
+def save_adapter(adapter: PeftModel, folder: str | Path) -> None:
+    """Writes adapter_config.json and adapter_model.safetensors (the adapters alone), atomically. Raises `UnmaskError`.
+
+    Other files in an old adapter's folder stay.
+    """
+    with new_folder(Path(folder), "adapter_config.json", lambda name: name in (_CONFIG, _WEIGHTS)) as temporary:
         adapter.save_pretrained(str(temporary))
         (temporary / "README.md").unlink(missing_ok=True)  # an empty form of peft's
 
@@ -77,7 +80,9 @@ def load_adapter(model: Backbone, folder: str | Path, *, is_trainable: bool = Fa
     Raises `UnmaskError` when the folder is no adapter, or one for another model.
     """
     peft, folder = _peft(), Path(folder)
-    config = read_json(folder / "adapter_config.json")
+    kind = read_json(folder / _CONFIG).get("peft_type")
+    if kind != "LORA":
+        raise UnmaskError(f"{folder / _CONFIG}: peft_type {kind!r} is not supported; known: 'LORA'")
     if not (folder / _WEIGHTS).exists():
         raise UnmaskError(f"{folder}: no {_WEIGHTS} here (only safetensors are read, never pickles)")
     stored = safetensors_names(folder / _WEIGHTS)
@@ -87,12 +92,15 @@ def load_adapter(model: Backbone, folder: str | Path, *, is_trainable: bool = Fa
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Found missing adapter keys")  # below, that is an error
-            adapter = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
+            config = peft.LoraConfig.from_pretrained(str(folder))
+            config.task_type = None  # a task would ask for methods of transformers' models
+            config.init_lora_weights = True  # all are read from the file; other ways also change the base
+            adapter = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable, config=config)
         wanted = set(peft.get_peft_model_state_dict(adapter))
         if wrong := sorted(wanted ^ stored):
             problem = "is missing" if wrong[0] in wanted else "has no place in the model"
             raise UnmaskError(f"{folder / _WEIGHTS}: tensor {wrong[0]!r} {problem} ({len(wrong)} such in all)")
-    except (UnmaskError, ValueError, RuntimeError, KeyError, TypeError) as error:
+    except Exception as error:  # peft raises many kinds
         for parent, name, child in children:  # the model as it was, for another try
             setattr(parent, name, child)
         _forget(model)
@@ -101,7 +109,7 @@ def load_adapter(model: Backbone, folder: str | Path, *, is_trainable: bool = Fa
         if isinstance(error, UnmaskError):
             raise
         reason = " ".join(str(error).split())[:300]
-        raise UnmaskError(f"{folder}: this {config.get('peft_type')} adapter does not fit the model: {reason}") from None
+        raise UnmaskError(f"{folder}: this adapter does not fit the model: {reason}") from None
     return adapter
 
 

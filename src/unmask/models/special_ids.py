@@ -10,6 +10,7 @@ from typing import Any
 
 from unmask.errors import UnmaskError
 from unmask.files import read_json
+from unmask.models.config_keys import as_token_ids
 from unmask.models.spec import ModelFamily
 
 
@@ -27,10 +28,12 @@ def fill_special_ids(config: dict[str, Any], folder: Path, family: ModelFamily) 
     filled = dict(config)
     for key in ("mask_token", "pad_token"):
         own, theirs = config.get(f"{key}_id"), tokens.declared(key)
+        if theirs is None and key == "mask_token":
+            theirs = tokens.find(family.mask_token)
         if own is None:
-            own = theirs if theirs is not None or key == "pad_token" else tokens.find(family.mask_token)
+            own = theirs
         elif theirs not in (None, own) and isinstance(own, int):
-            text = tokens.text(key)
+            text = tokens.text(key) or family.mask_token
             raise UnmaskError(
                 f"{folder / 'config.json'}: {key}_id {own} contradicts the tokenizer, whose {key} {text!r} is {theirs}"
             )
@@ -41,13 +44,15 @@ def fill_special_ids(config: dict[str, Any], folder: Path, family: ModelFamily) 
             f"or has {family.mask_token!r}"
         )
     generation = folder / "generation_config.json"
-    sources = [config.get("eos_token_id"), read_json(generation).get("eos_token_id") if generation.exists() else None]
-    if all(isinstance(ids, int | list | None) for ids in sources):  # else the family's check names the wrong type
-        ids = [i for one in sources for i in (one if isinstance(one, list) else [one])]
-        ids += [tokens.declared("eos_token"), tokens.find(family.turn_end_token)]
-        unique = list(dict.fromkeys(i for i in ids if i is not None))
-        if unique:
-            filled["eos_token_id"] = unique
+    end_ids: list[int | None] = []
+    for file, ids in ((folder / "config.json", config), (generation, read_json(generation) if generation.exists() else {})):
+        try:
+            end_ids += as_token_ids(ids["eos_token_id"]) if ids.get("eos_token_id") is not None else ()
+        except ValueError as error:
+            raise UnmaskError(f"{file}: eos_token_id: {error}") from None
+    end_ids += [tokens.declared("eos_token"), tokens.find(family.turn_end_token)]
+    if unique := list(dict.fromkeys(i for i in end_ids if i is not None)):
+        filled["eos_token_id"] = unique
     return filled
 
 

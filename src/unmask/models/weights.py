@@ -96,7 +96,7 @@ def stored_dtype(stored: dict[str, StoredTensor]) -> torch.dtype:
 def _read_index(folder: Path) -> dict[str, Path] | None:
     """Which tensor is in which file, of a sharded folder; None for another. Raises `UnmaskError`."""
     index = folder / INDEX
-    if not index.exists():
+    if not index.exists() or (folder / "model.safetensors").exists():  # of both, transformers takes the single file, too
         return None
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
@@ -104,7 +104,7 @@ def _read_index(folder: Path) -> dict[str, Path] | None:
     files = {name: folder / file for name, file in weight_map.items()}
     for file in files.values():
         if file.parent != folder:
-            raise UnmaskError(f"{index}: names {file}, which is outside the folder")
+            raise UnmaskError(f"{index}: names {file}; shards lie beside their index")
         if not file.exists():
             raise UnmaskError(f"{file}: shard named in {index.name} is missing")
     return files
@@ -136,8 +136,9 @@ def check_tensors(
     """
     wanted = checkpoint_tensors(model, family)
     head, value_head = family.to_checkpoint_name("lm_head.weight"), family.to_checkpoint_name("value_head.weight")
-    heads = {head, family.to_checkpoint_name("lm_head.bias")}
-    may_be_extra = heads if value_head in wanted or spec.is_tied else set()
+    may_be_extra = {head} if spec.is_tied else set()
+    if value_head in wanted:
+        may_be_extra = {head, family.to_checkpoint_name("lm_head.bias")}
     problems: dict[str, list[str]] = {
         "missing": [],
         "unexpected": [],
