@@ -91,6 +91,14 @@ def test_saving_onto_a_folder_keeps_what_is_no_model(saved, tmp_path) -> None:
     assert torch.equal(load_model(saved).embed_tokens.weight, make_model(seed=5).embed_tokens.weight)
 
 
+def test_the_models_own_code_replaces_older_code(saved, tmp_path) -> None:
+    save_model(make_model(), tmp_path / "target")
+    (tmp_path / "target" / "modeling_x.py").write_text("old")
+    (saved / "modeling_x.py").write_text("new")
+    save_model(load_model(saved), tmp_path / "target")
+    assert (tmp_path / "target" / "modeling_x.py").read_text() == "new"
+
+
 def test_saving_through_a_link_reaches_its_folder(saved, tmp_path) -> None:
     (tmp_path / "link").symlink_to(saved)
     save_model(make_model(seed=5), tmp_path / "link")

@@ -72,8 +72,9 @@ def test_a_mask_token_known_by_its_text_may_not_differ(folder) -> None:
 
 
 def test_added_tokens_come_before_the_vocabulary(folder) -> None:
-    put(folder, "tokenizer.json", model={"vocab": {"<|MASK|>": 30, "<p>": 31}})
-    assert ids(folder)[0] == 6
+    put(folder, "tokenizer_config.json", eos_token="<p>")  # which only the vocabulary has, so that it is read
+    put(folder, "tokenizer.json", model={"vocab": {"<|im_end|>": 30, "<p>": 31}})
+    assert ids(folder) == (6, 4, (3, 31, 5))
 
 
 def test_without_a_pad_token_an_end_token_pads(folder) -> None:
