@@ -23,6 +23,8 @@ torch.set_num_threads(1)
 def _seeded():
     torch.manual_seed(0)
     random.seed(0)
+    yield
+    torch.set_num_threads(1)  # a recipe that a test ran may have set another number, for the whole process
 
 
 def make_model(seed: int = 0, std: float = 0.15, **overrides) -> Decoder:

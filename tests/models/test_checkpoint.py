@@ -145,7 +145,8 @@ def test_model_type_decides_before_architectures(saved) -> None:
 
 @pytest.mark.parametrize("what", ["float16", torch.float16, "float64"])
 def test_dtype_is_chosen_at_load(saved, what) -> None:
-    assert load_model(saved, dtype=what).dtype == getattr(torch, what) if isinstance(what, str) else what
+    want = getattr(torch, what) if isinstance(what, str) else what
+    assert load_model(saved, dtype=what).dtype == want
     assert load_model(saved, dtype="auto").dtype == torch.float32
 
 

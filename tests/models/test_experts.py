@@ -7,7 +7,14 @@ import torch
 import torch.nn.functional as F
 
 from tests.models.rows import Row, build, random_ids
-from unmask.models.experts import MixtureOfExperts, expert_balance, expert_load, grouped_kernel, grouped_linear
+from unmask.models.experts import (
+    MixtureOfExperts,
+    expert_balance,
+    expert_load,
+    grouped_kernel,
+    grouped_linear,
+    reset_expert_load,
+)
 
 MOE = Row("moe", "sdar_moe/tiny")
 
@@ -65,7 +72,8 @@ def test_load_counts_real_tokens_only() -> None:
     assert load.shape == (3, 8)
     assert load.sum(1).tolist() == [14 * 2] * 3  # two active experts for each of 14 tokens
     model.logits(random_ids(model, 1, 5))
-    assert expert_load(model, reset=True).sum(1).tolist() == [19 * 2] * 3  # counts go on until they are reset
+    assert expert_load(model).sum(1).tolist() == [19 * 2] * 3  # counts go on until they are reset
+    reset_expert_load(model)
     assert expert_load(model).sum() == 0
 
 

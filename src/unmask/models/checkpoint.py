@@ -24,6 +24,7 @@ from unmask.models.hub import carry_files, is_model_file, resolve_folder
 from unmask.models.spec import ModelFamily, ModelSpec
 from unmask.models.special_ids import fill_special_ids
 from unmask.models.weights import (
+    StoredTensor,
     check_tensors,
     checkpoint_tensors,
     is_equal,
@@ -101,14 +102,20 @@ def load_model(
 
     model = _allocate(model, device, known_dtype or stored_dtype(stored))
     model.config, model.source_folder = config, folder.resolve()
-    load_weights(model, folder)
+    _fill(model, family, stored, folder)
     return model.eval()  # type: ignore[return-value]
 
 
 def load_weights(model: Backbone, folder: Path) -> None:
     """Reads a folder's tensors into a model of the same family and sizes, in place. Raises `UnmaskError`."""
     family, stored = find_family(model.config), read_headers(folder)
-    wanted = check_tensors(stored, model, family, model.spec, folder)
+    check_tensors(stored, model, family, model.spec, folder)
+    _fill(model, family, stored, folder)
+
+
+def _fill(model: Backbone, family: ModelFamily, stored: dict[str, StoredTensor], folder: Path) -> None:
+    """Copies tensors that are known to fit. Raises `UnmaskError` for a tied head that is not the embedding."""
+    wanted = checkpoint_tensors(model, family)
     with torch.no_grad():
         read_tensors(stored, wanted)
         value_head = family.to_checkpoint_name("value_head.weight")
@@ -137,11 +144,6 @@ def find_dtype(dtype: DType) -> torch.dtype:
     if found not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         raise UnmaskError(f"dtype {dtype!r} is not a floating point type; use float32, bfloat16, float16 or float64")
     return found
-
-
-def config_dtype(config: dict[str, Any]) -> str:
-    """The name of the dtype a config gives its weights; "float32" if it gives none."""
-    return str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
 
 
 def new_model(

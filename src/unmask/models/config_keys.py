@@ -164,6 +164,11 @@ class QwenConfig(HubConfig):
         return RotarySpec(thetas.pop() if thetas else 10000.0, newer or older, self.max_position_embeddings)
 
 
+def to_qwen_name(name: str) -> str:
+    """Our parameter name -> the tensor's name in Qwen-like checkpoints: all but the heads are in `model`."""
+    return name if name.startswith(("lm_head.", "value_head.")) else f"model.{name}"
+
+
 def check_heads(heads: int, kv_heads: int, heads_key: str, kv_heads_key: str) -> None:
     """Raises `UnmaskError` when query heads cannot be shared out over key/value heads."""
     if heads % kv_heads:

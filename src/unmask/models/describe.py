@@ -10,7 +10,7 @@ import torch
 from rich.filesize import decimal
 
 from unmask.errors import UnmaskError
-from unmask.models.checkpoint import config_dtype, read_spec
+from unmask.models.checkpoint import read_spec
 from unmask.models.decoder import Backbone, Decoder, ValueModel
 from unmask.models.spec import ModelSpec
 from unmask.models.weights import StoredTensor, check_tensors, find_pickles, read_headers
@@ -33,7 +33,7 @@ def describe_checkpoint(folder: Path) -> tuple[dict[str, Any], UnmaskError | Non
         model: Backbone = ValueModel(spec) if is_value_model else Decoder(spec)
     facts = {"model_type": config.get("model_type"), **describe_spec(spec), **describe_size(model)}
     facts["head"] = "value" if is_value_model else f"vocabulary ({'tied' if spec.is_tied else 'untied'})"
-    facts["config dtype"] = config_dtype(config)
+    facts["config dtype"] = str(config.get("dtype") or config.get("torch_dtype") or "not given").removeprefix("torch.")
     if stored:
         try:
             check_tensors(stored, model, family, spec, folder)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unmask.config import check
-from unmask.models.config_keys import QwenConfig
+from unmask.models.config_keys import QwenConfig, to_qwen_name
 from unmask.models.spec import ModelSpec
 
 
@@ -64,4 +64,4 @@ class Dream:
         )
 
     def to_checkpoint_name(self, name: str) -> str:
-        return name if name.startswith(("lm_head.", "value_head.")) else f"model.{name}"
+        return to_qwen_name(name)

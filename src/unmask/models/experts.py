@@ -50,7 +50,7 @@ def grouped_kernel(x_MI: Tensor, weight_EOI: Tensor, num_tokens_E: Tensor) -> Te
 
 
 class MixtureOfExperts(nn.Module):
-    """Takes the place of a layer's MLP. `load_E` counts the real tokens each expert was given since `reset_load`."""
+    """Takes the place of a layer's MLP. `load_E` counts the real tokens each expert was given since the last reset."""
 
     load_E: Tensor
 
@@ -60,9 +60,6 @@ class MixtureOfExperts(nn.Module):
         self.num_experts, self.num_active = spec.experts.num_experts, spec.experts.num_active
         self.router = nn.Linear(spec.hidden_size, self.num_experts, bias=False)
         self.experts = Experts(spec)
-        self.reset_load()
-
-    def reset_load(self) -> None:
         self.load_E = torch.zeros(self.num_experts, dtype=torch.long, device="cpu")  # never on "meta"
 
     def forward(self, x_BLD: Tensor, is_real_BL: Tensor) -> Tensor:
@@ -95,16 +92,20 @@ def expert_balance(model: nn.Module) -> dict[str, float]:
     return {"expert_load_max": float(share.max()), "expert_load_min": float(share.min())}
 
 
-def expert_load(model: nn.Module, *, reset: bool = False) -> Tensor | None:
+def expert_load(model: nn.Module) -> Tensor | None:
     """Tokens given to each expert since the last reset, int64 [layers with experts, E] on the CPU; None without experts.
 
     Padding is not counted; a token counts once for each of its active experts.
     """
-    layers = [module for module in model.modules() if isinstance(module, MixtureOfExperts)]
-    if not layers:
-        return None
-    load = torch.stack([layer.load_E.cpu() for layer in layers])
-    if reset:
-        for layer in layers:
-            layer.reset_load()
-    return load
+    layers = _layers(model)
+    return torch.stack([layer.load_E for layer in layers]).cpu() if layers else None
+
+
+def reset_expert_load(model: nn.Module) -> None:
+    """Counts from zero again; asks the device for nothing."""
+    for layer in _layers(model):
+        layer.load_E = torch.zeros_like(layer.load_E)
+
+
+def _layers(model: nn.Module) -> list[MixtureOfExperts]:
+    return [module for module in model.modules() if isinstance(module, MixtureOfExperts)]

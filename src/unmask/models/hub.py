@@ -55,8 +55,8 @@ def is_model_file(name: str) -> bool:
 
 
 def carry_files(source: Path, target: Path) -> None:
-    """Copies the tokenizer and the other small files of a model folder; what the target has already stays."""
+    """Copies the tokenizer and the other small files of a model folder into a new one."""
     for pattern in CARRIED:
         for file in source.glob(pattern):
-            if file.is_file() and not (target / file.name).exists():
+            if file.is_file():
                 shutil.copyfile(file, target / file.name)

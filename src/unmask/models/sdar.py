@@ -12,7 +12,7 @@ from pydantic import Field
 
 from unmask.config import check
 from unmask.errors import UnmaskError
-from unmask.models.config_keys import QwenConfig, Size
+from unmask.models.config_keys import QwenConfig, Size, to_qwen_name
 from unmask.models.spec import ExpertSpec, ModelSpec
 
 
@@ -92,7 +92,7 @@ class SDAR:
         return None
 
     def to_checkpoint_name(self, name: str) -> str:
-        return name if name.startswith(("lm_head.", "value_head.")) else f"model.{name}"
+        return to_qwen_name(name)
 
 
 class SDARMoE(SDAR):

@@ -128,8 +128,8 @@ def find_pickles(folder: Path) -> list[str]:
 
 def check_tensors(
     stored: dict[str, StoredTensor], model: nn.Module, family: ModelFamily, spec: ModelSpec, folder: Path
-) -> dict[str, Tensor]:
-    """The model's tensors to be read, by name. Raises `UnmaskError` naming what is missing, unexpected or mis-shaped.
+) -> None:
+    """Raises `UnmaskError` naming tensors that are missing, unexpected or mis-shaped for this model.
 
     A tied head that is stored all the same may be there; a value model may come from a policy (no head yet) or be read
     beside a policy's head.
@@ -160,7 +160,6 @@ def check_tensors(
     if lines:
         hint = '; it is a value model: load it with head="value"' if value_head in stored and value_head not in wanted else ""
         raise UnmaskError(f"{folder}: tensors do not fit family {family.name}: {'; '.join(lines)}{hint}")
-    return wanted
 
 
 def _first(texts: list[str], num: int = 3) -> str:

@@ -12,7 +12,7 @@ from unmask.attention import get_backend
 from unmask.config.schema import OptimizerConfig
 from unmask.errors import UnmaskError
 from unmask.models import Decoder
-from unmask.models.experts import expert_balance, expert_load
+from unmask.models.experts import expert_balance, reset_expert_load
 from unmask.objectives.rows import RowBatch, TrainRow, collate, split_rows
 from unmask.train.optimizer import learning_rate, make_optimizer
 
@@ -65,7 +65,7 @@ class Trainer:
         Raises `UnmaskError` (before the weights change) when the loss or gradient is not finite.
         """
         sums: dict[str, Tensor] = {}
-        expert_load(self.model, reset=True)
+        reset_expert_load(self.model)
         self.optimizer.zero_grad(set_to_none=True)
         for batch in self.batches(rows):
             with self.autocast():
