@@ -178,7 +178,10 @@ def test_export_of_a_value_model(folder, tmp_path) -> None:
         (("checkpoint", "export", "m", "out", "--adapter", "m"), "adapter_config.json: no such file"),
         (("checkpoint", "export", "m", "taken"), "taken: exists and is not a folder with config.json"),
         (("checkpoint", "import", "m"), "No such command 'import'"),
-        (("generate", "m", "--prompt", "x"), "m: no tokenizer here (tokenizer.json, or vocab.json with merges.txt)"),
+        (
+            ("generate", "m", "--prompt", "x"),
+            "m: no usable tokenizer here (neither tokenizer.json nor vocab.json with merges.txt)",
+        ),
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(words, message, folder, tmp_path, monkeypatch) -> None:

@@ -47,7 +47,7 @@ class ChatTokenizer:
     def load(cls, folder: str | Path) -> ChatTokenizer:
         """From a model folder, without remote code. Raises `UnmaskError`."""
         if not any((Path(folder) / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
-            raise UnmaskError(f"{folder}: no tokenizer here (tokenizer.json, or vocab.json with merges.txt)")
+            raise UnmaskError(f"{folder}: no usable tokenizer here (neither tokenizer.json nor vocab.json with merges.txt)")
         try:
             tokenizer = _fast_class(Path(folder)).from_pretrained(str(folder), trust_remote_code=False)
         except Exception as error:  # the library raises many kinds; all mean "not a usable tokenizer"
