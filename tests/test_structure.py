@@ -20,7 +20,7 @@ LAYERS = [
     {"launch"},
     {"evaluate", "viewer"},
     {"rl"},
-    {"train"},
+    {"engine", "train"},
     {"objectives", "rewards", "data"},
     {"models", "diffusion"},
     {"attention"},

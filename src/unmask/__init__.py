@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
+    "Engine": "unmask.engine",
     "SamplingParams": "unmask.types",
     "Trace": "unmask.types",
     "UnmaskError": "unmask.errors",
@@ -24,12 +25,13 @@ _HOME = {
 }
 
 __all__ = [
-    "SamplingParams", "Trace", "UnmaskError", "ValueModel", "generate", "load_model", "new_model", "replay_logprobs",
+    "Engine", "SamplingParams", "Trace", "UnmaskError", "ValueModel", "generate", "load_model", "new_model", "replay_logprobs",
     "save_model",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
     from unmask.diffusion.generate import generate
+    from unmask.engine import Engine
     from unmask.errors import UnmaskError
     from unmask.models import ValueModel
     from unmask.models.checkpoint import load_model, new_model, save_model

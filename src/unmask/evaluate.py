@@ -10,9 +10,9 @@ from pathlib import Path
 
 from unmask.data.chat import ChatTokenizer
 from unmask.data.sources import Source
+from unmask.engine import Engine
 from unmask.errors import UnmaskError
 from unmask.files import new_file
-from unmask.models import Decoder
 from unmask.rewards import RewardFn
 from unmask.rl.rollout import make_rollouts
 from unmask.types import Example, RolloutGroup, SamplingParams, TraceRecord
@@ -37,13 +37,11 @@ class Evaluation:
 
 
 def evaluate(
-    model: Decoder, tokenizer: ChatTokenizer, examples: Sequence[Example], params: SamplingParams, reward: RewardFn,
-    *, max_batch_size: int = 256,
-) -> Evaluation:  # fmt: skip
+    engine: Engine, tokenizer: ChatTokenizer, examples: Sequence[Example], params: SamplingParams, reward: RewardFn
+) -> Evaluation:
     """Decodes one response per example and rewards it. Accuracy is the mean reward; tokens per forward is all response
     tokens over all forward passes."""
-    model.eval()
-    groups = make_rollouts(model, tokenizer, examples, params, reward, seed_keys=("eval",), max_batch_size=max_batch_size)
+    groups = make_rollouts(engine, tokenizer, examples, params, reward, seed_keys=("eval",))
     rollouts = [group.rollouts[0] for group in groups]
     rewards, n = [float(r.reward or 0.0) for r in rollouts], len(rollouts)
     accuracy = sum(rewards) / n

@@ -6,15 +6,17 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from unmask.attention import get_backend
 from unmask.config import Plugin, RlRecipe, RunConfig, SftRecipe, fill_plugins
-from unmask.config.schema import MachineConfig, ModelConfig
+from unmask.config.schema import EngineLimits, MachineConfig, ModelConfig
 from unmask.data.chat import MASK, ChatTokenizer
 from unmask.data.sources import SOURCES, open_source
 from unmask.diffusion.remasking import get_strategy
+from unmask.engine import Engine
 from unmask.errors import UnmaskError
 from unmask.evaluate import METRICS, evaluate, take_examples
 from unmask.models import Decoder
@@ -131,7 +133,8 @@ def start(recipe: SftRecipe | RlRecipe, *, resume: bool = False, title: str = ""
             max_tokens_per_micro_batch=recipe.train.max_tokens_per_micro_batch,
             attention_backend=recipe.run.attention_backend, precision=pick_precision(recipe.run.precision, model.device),
         )  # fmt: skip
-        evaluator = make_evaluator(recipe, trainer, tokenizer)
+        engine = Engine(model, decode=tokenizer.decode, **limits_beside_training(recipe.engine, model.device))
+        evaluator = make_evaluator(recipe, trainer, engine, tokenizer)
         if isinstance(recipe, SftRecipe):  # data of the wrong kind is found before there is a run folder
             demonstration(source, tokenizer, 0, 0)
         else:
@@ -139,10 +142,20 @@ def start(recipe: SftRecipe | RlRecipe, *, resume: bool = False, title: str = ""
         run = Run(folder, recipe, trainer, tokenizer_from, evaluator, resume=resume, title=title or kind)
         if isinstance(recipe, SftRecipe):
             return train_sft(recipe, run, source, tokenizer, make_sft_objective(recipe.objective, model, seed))
-        return train_rl(recipe, run, source, tokenizer, make_rl_objective(recipe.objective, model), reward)
+        return train_rl(recipe, run, engine, source, tokenizer, make_rl_objective(recipe.objective, model), reward)
 
 
-def make_evaluator(recipe: SftRecipe | RlRecipe, trainer: Trainer, tokenizer: ChatTokenizer) -> Callable[[], dict[str, float]]:
+def limits_beside_training(limits: EngineLimits, device: torch.device) -> dict[str, Any]:
+    """The engine's limits as keywords. Gradients, optimizer state and activations need memory of the device, too."""
+    values = limits.model_dump()
+    if device.type == "cuda" and limits.kv_memory_gb is None and limits.num_pages is None:
+        values["kv_memory_gb"] = 0.3 * torch.cuda.mem_get_info(device)[0] / 1e9
+    return values
+
+
+def make_evaluator(
+    recipe: SftRecipe | RlRecipe, trainer: Trainer, engine: Engine, tokenizer: ChatTokenizer
+) -> Callable[[], dict[str, float]]:
     """Measures the trainer's model on the recipe's held-out examples: always the same ones, with the same seeds."""
     config, reward = recipe.eval, make_reward(recipe.reward)
     source = config.source or recipe.source
@@ -152,10 +165,9 @@ def make_evaluator(recipe: SftRecipe | RlRecipe, trainer: Trainer, tokenizer: Ch
         examples = take_examples(held_out, config.num_examples, config.first_example)
 
     def measure() -> dict[str, float]:
+        engine.update_weights(policy_version=trainer.optimizer_step)
         with trainer.autocast():
-            result = evaluate(
-                trainer.model, tokenizer, examples, config.sampling, reward, max_batch_size=recipe.run.max_batch_size
-            )
+            result = evaluate(engine, tokenizer, examples, config.sampling, reward)
         return result.metrics()
 
     return measure

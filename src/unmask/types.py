@@ -15,11 +15,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from unmask.errors import UnmaskError
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "abort"]
 
 
 class SamplingParams(BaseModel):
@@ -28,7 +28,10 @@ class SamplingParams(BaseModel):
     Drawing: logits are divided by `temperature` (0 = argmax), cut to the `top_k` largest (0 = all), then to the
     smallest set whose probability reaches `top_p`. The mask token is never drawn.
     Unmasking: `remasking_strategy` chooses which drawn tokens stay; `confidence_threshold` belongs to
-    `low_confidence_dynamic` and is compared with "strictly greater"; `entropy_bound` (nats) to `entropy_bounded`.
+    `low_confidence_dynamic` (block models: strictly greater passes; full attention: at least), `entropy_bound` (nats) to
+    `entropy_bounded`. `score` says by what the two low-confidence strategies rank.
+    Ending: a stop token, a stop string, or `max_new_tokens`.
+    Full attention only: `cache` "prefix" and "dual", `further_horizon`, `unmask_block_start`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -36,8 +39,28 @@ class SamplingParams(BaseModel):
     max_new_tokens: int = Field(256, ge=1, le=2**20, description="limit on response tokens")
     block_size: int | None = Field(None, ge=1, le=2**14, description="tokens denoised together; None = the model's")
     denoising_steps_per_block: int | None = Field(None, ge=1, description="None = block_size (at least one token a step)")
+    denoising_steps: int | None = Field(
+        None, ge=1, description="of the whole response, instead: shared by its blocks, the first ones take the remainder"
+    )
+    quota_schedule: Literal["even", "dream"] = Field(
+        "even", description="tokens per step: even = as many in each; dream = by Dream's timesteps, which may give 0"
+    )
     remasking_strategy: str = Field("low_confidence_dynamic", description="which drawn tokens stay unmasked")
-    confidence_threshold: float = Field(0.9, ge=0.0, description="for low_confidence_dynamic; strictly greater passes")
+    score: Literal["confidence", "margin", "neg_entropy"] = Field(
+        "confidence",
+        description="what the low_confidence strategies rank by: probability of the drawn token; of the best minus the "
+        "second best; sum of p log p",
+    )
+    confidence_threshold: float = Field(
+        0.9, description="for low_confidence_dynamic; block models: strictly greater passes, full attention: at least"
+    )
+    alg_temp: float = Field(
+        0.0, ge=0.0, description="0 = best score first; else positions are drawn by softmax(score / alg_temp)"
+    )
+    pad_penalty: float = Field(1.0, gt=0.0, description="a drawn pad token's confidence is divided by this")
+    unmask_block_start: bool = Field(
+        False, description="full attention: a block's first step unmasks its first position and nothing else"
+    )
     entropy_bound: float = Field(0.5, ge=0.0, description="nats, for entropy_bounded")
     temperature: float = Field(1.0, ge=0.0, le=100.0, description="0 = argmax; else at least 0.001")
     top_k: int = Field(0, ge=0, description="0 = all")
@@ -45,8 +68,20 @@ class SamplingParams(BaseModel):
     stop_token_ids: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] | None = Field(
         None, strict=False, description="None = the model's eos_token_ids"
     )
+    stop_strings: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (), strict=False, description="texts that end the response, which keeps them; needs a tokenizer"
+    )
+    ignore_eos: bool = Field(False, description="the model's own end tokens do not stop")
+    min_tokens: int = Field(0, ge=0, description="stop tokens are not drawn for so many first response tokens")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the sequence's own random numbers")
-    cache: Literal["auto", "none"] = Field("auto", description="auto = keep K/V of committed blocks (exact)")
+    cache: Literal["auto", "none", "prefix", "dual"] = Field(
+        "auto",
+        description="auto = exact: block models keep K/V of committed blocks, full attention keeps none; prefix, dual = "
+        "approximate, full attention only: K/V before the block, or all around it, kept during the block's steps",
+    )
+    further_horizon: int | None = Field(
+        None, ge=0, description="with cache prefix: tokens after the block that are recomputed and seen; None = all"
+    )
 
     @field_validator("temperature")
     @classmethod
@@ -54,6 +89,18 @@ class SamplingParams(BaseModel):
         if 0 < value < 1e-3:
             raise ValueError("should be 0 (argmax) or at least 0.001")
         return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> SamplingParams:
+        if self.denoising_steps is not None and self.denoising_steps_per_block is not None:
+            raise ValueError("give denoising_steps (of the response) or denoising_steps_per_block, not both")
+        if self.confidence_threshold < 0 and self.score != "neg_entropy":
+            raise ValueError("confidence_threshold should be at least 0 (only the score neg_entropy is negative)")
+        if self.min_tokens > self.max_new_tokens:
+            raise ValueError(f"min_tokens {self.min_tokens} is more than max_new_tokens {self.max_new_tokens}")
+        if self.further_horizon is not None and self.cache != "prefix":
+            raise ValueError('further_horizon belongs to cache "prefix"')
+        return self
 
 
 class Message(BaseModel):
@@ -84,7 +131,8 @@ class Trace:
     """The record of one decoded sequence: which token was unmasked where, when, and how probable it was.
 
     The canvas starts right after the prompt. Block models: all positions of whole blocks, also those after the stop
-    token in the last block. Token ids are never turned into text and back.
+    token in the last block. Full attention: all `max_new_tokens` positions, which the model saw from the first step on.
+    Token ids are never turned into text and back.
 
     Attributes:
         prompt_ids: token ids of the prompt.
@@ -95,10 +143,12 @@ class Trace:
             (temperature, top-k, top-p and the exclusion of the mask token applied); 0.0 where step_map is -1.
         confidences: the model's probability of each token at its step, before temperature and filtering.
         num_response_tokens: how many leading canvas tokens count as the response (the stop token included).
-        block_size: block size of the grid, on absolute positions.
-        num_forwards: forward passes this sequence took part in. With the block cache, committing a block and the
-            prefill share a forward with a denoising step, so this equals the number of denoising steps.
-        finish_reason: "stop" (a stop token) or "length" (the limit).
+        block_size: block models: block size of the grid, on absolute positions. Full attention: size of the window in which
+            tokens are unmasked; windows begin with the canvas.
+        num_forwards: denoising steps, each of which is a forward pass. Committing a block and the end of the prefill share
+            one of them. Passes that only prefill (long prompts in chunks, recomputation) depend on the neighbours and are
+            counted by the engine, not here.
+        finish_reason: "stop" (a stop token or string), "length" (the limit) or "abort" (taken out by the caller).
         seed: seed of this sequence's own random numbers.
         settings: the decode settings, as `SamplingParams.model_dump()`.
         policy_version: optimizer steps the weights had seen.
@@ -172,6 +222,7 @@ class TraceRecord:
     canvas_pieces: list[str] = field(default_factory=list)
     answer: str | None = None
     reward: float | None = None
+    checkpoint: str = ""  # what decoded it, as the command was told
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -10,38 +10,45 @@ from tests.golden import golden_cases
 from unmask.diffusion.counter_rng import uniform
 from unmask.diffusion.drawing import draw, draw_logprobs
 from unmask.diffusion.generate import generate
+from unmask.engine import Engine
 from unmask.errors import UnmaskError
 from unmask.models.checkpoint import load_model
 from unmask.types import SamplingParams, Trace
+
+
+def with_engine(model, prompts, params):
+    return Engine(model).generate(prompts, params)
+
 
 # Golden cases that bake in what we do differently on purpose: known tokens overwritten when the quota exceeds the masks
 # left, and confidences taken after top-k (all 1.0 at top_k=1) or after the temperature. See docs/architecture.md.
 NOT_OURS = ("quirk_", "dynamic_temp0.5", "dynamic_topk3")
 
 
-def test_golden_decodes(golden_sdar) -> None:
+@pytest.mark.parametrize("decode", [generate, with_engine])
+def test_golden_decodes(golden_sdar, decode) -> None:
     model, checked = load_model(golden_sdar), 0
     for case in golden_cases(golden_sdar, "generate"):
         name, p = case["name"], case["params"]
         if name.startswith(NOT_OURS):
             continue
         prompt = case["inputs"]["prompt_ids"][0].tolist()
-        for cache in ("auto", "none"):
-            params = SamplingParams(
-                max_new_tokens=p["gen_length"], block_size=p["block_length"], denoising_steps_per_block=p["denoising_steps"],
-                remasking_strategy=p["remasking_strategy"], confidence_threshold=p["confidence_threshold"], temperature=0.0,
-                stop_token_ids=p["stopping_criteria_idx"] or (), cache=cache,
-            )  # fmt: skip
-            trace = generate(model, [prompt], params)[0]
-            decoded = slice(len(prompt), len(prompt) + len(trace.canvas_ids))  # the fixture pads a stopped row with masks
-            assert trace.canvas_ids == case["outputs"]["output_ids"][0, decoded].tolist(), name
-            assert trace.step_map == case["outputs"]["global_step"][decoded].tolist(), name
-            assert trace.num_forwards == case["expected"]["n_denoise_forward"], name
-            checked += 1
-    assert checked >= 60
+        params = SamplingParams(
+            max_new_tokens=p["gen_length"], block_size=p["block_length"], denoising_steps_per_block=p["denoising_steps"],
+            remasking_strategy=p["remasking_strategy"], confidence_threshold=p["confidence_threshold"], temperature=0.0,
+            stop_token_ids=p["stopping_criteria_idx"] or (),
+        )  # fmt: skip
+        (trace,) = decode(model, [prompt], params)
+        decoded = slice(len(prompt), len(prompt) + len(trace.canvas_ids))  # the fixture pads a stopped row with masks
+        assert trace.canvas_ids == case["outputs"]["output_ids"][0, decoded].tolist(), name
+        assert trace.step_map == case["outputs"]["global_step"][decoded].tolist(), name
+        assert trace.num_forwards == case["expected"]["n_denoise_forward"], name
+        checked += 1
+    assert checked >= 30
 
 
-def test_golden_rollouts(golden_sdar) -> None:
+@pytest.mark.parametrize("decode", [generate, with_engine])
+def test_golden_rollouts(golden_sdar, decode) -> None:
     """Batches of prompts of different lengths, end tokens, length limits (the reference counts steps from 1)."""
     model = load_model(golden_sdar)
     for case in golden_cases(golden_sdar, "rollout"):
@@ -51,7 +58,7 @@ def test_golden_rollouts(golden_sdar) -> None:
             remasking_strategy=p["remasking_strategy"], confidence_threshold=p["dynamic_threshold"], temperature=0.0,
             entropy_bound=p.get("eb_threshold", 0.5), stop_token_ids=(p["eos_id"],),
         )  # fmt: skip
-        for i, trace in enumerate(generate(model, p["prompts"], params)):
+        for i, trace in enumerate(decode(model, p["prompts"], params)):
             assert trace.response_ids == want["completion_token_ids"][i], case["name"]
             steps = [step + 1 for step in trace.step_map[: trace.num_response_tokens]]
             assert steps == want["first_unmask_steps"][i], case["name"]
@@ -129,7 +136,7 @@ def test_generate_is_the_slow_sampler(model, strategy, temperature, top_k, top_p
 
 @pytest.mark.parametrize("strategy", ["low_confidence_static", "low_confidence_dynamic", "random", "entropy_bounded"])
 @pytest.mark.parametrize("block_size", [1, 2, 4, 8])
-def test_neighbours_and_cache_change_nothing(model, strategy, block_size) -> None:
+def test_neighbours_change_nothing(model, strategy, block_size) -> None:
     base = SamplingParams(
         max_new_tokens=13, block_size=block_size, remasking_strategy=strategy, confidence_threshold=0.3, entropy_bound=2.0
     )
@@ -137,10 +144,9 @@ def test_neighbours_and_cache_change_nothing(model, strategy, block_size) -> Non
     params = [base.model_copy(update={"seed": 100 + i}) for i in range(len(prompts))]
     together = generate(model, prompts, params)
     small_batches = generate(model, prompts, params, max_batch_size=3)
-    no_cache = generate(model, prompts, [p.model_copy(update={"cache": "none"}) for p in params])
     for i, trace in enumerate(together):
         alone = generate(model, [prompts[i]], params[i])[0]
-        for other in (alone, small_batches[i], no_cache[i]):
+        for other in (alone, small_batches[i]):
             assert (other.canvas_ids, other.step_map) == (trace.canvas_ids, trace.step_map)
             assert other.logprobs == pytest.approx(trace.logprobs, abs=1e-5)
 
@@ -153,7 +159,9 @@ def test_mixed_parameters_in_one_call(model) -> None:
         SamplingParams(max_new_tokens=7, remasking_strategy="sequential"),
     ]
     for prompt, p, trace in zip(prompts, params, generate(model, prompts, params), strict=True):
-        assert trace == generate(model, [prompt], p)[0]
+        alone = generate(model, [prompt], p)[0]
+        assert (trace.canvas_ids, trace.step_map, trace.settings) == (alone.canvas_ids, alone.step_map, alone.settings)
+        assert trace.logprobs == pytest.approx(alone.logprobs, abs=1e-5)
 
 
 def test_stop_tokens_in_the_prompt_do_not_stop(model) -> None:

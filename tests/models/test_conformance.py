@@ -13,8 +13,9 @@ from tests.golden import golden_cases
 from tests.models.peers import peer_logits
 from tests.models.rows import ROWS, Row, build, random_ids
 from tests.models.toy_family import ToyFamily
-from unmask.attention import TokenLayout, visibility
+from unmask.attention import visibility
 from unmask.diffusion.generate import generate
+from unmask.engine import Engine
 from unmask.errors import UnmaskError
 from unmask.models import FAMILIES, Decoder, ValueModel
 from unmask.models.checkpoint import load_model, save_model
@@ -147,41 +148,24 @@ def test_later_blocks_are_invisible(model: Decoder) -> None:
     assert (before[:, num_same:] - after[:, num_same:]).abs().max() > 1e-3
 
 
-@torch.no_grad()
-def test_cached_is_uncached(model: Decoder) -> None:
-    """Rows of different lengths, committed block by block, with a noisy copy looked at (and dropped) in between."""
-    b, ids = 4, random_ids(model, 3, 20)
-    want = model(ids, TokenLayout.sequences(20, b, torch.tensor([20, 20, 20])))
-    cache, done = model.new_cache(3, 20, b), torch.zeros(3, dtype=torch.long)
-    steps = ([8, 4, 0], [4, 4, 4], [0, 8, 4], [8, 4, 4])
-    for step in steps:
-        num_B, width = torch.tensor(step), max(step)
-        is_new_BW = torch.arange(width) < num_B[:, None]
-        position_BW = torch.where(is_new_BW, done[:, None] + torch.arange(width), 0)
-        clean = TokenLayout.from_positions(position_BW, b, is_new_BW)
-        next_BT = (done + num_B)[:, None] + torch.arange(b)
-        has_next_BT = next_BT < 20
-        noisy = TokenLayout.from_positions(next_BT.clamp(max=19), b, has_next_BT, copy=1)
-        got = model(ids.gather(1, torch.cat((position_BW, noisy.position_BL), 1)), clean.cat(noisy), cache=cache)
-        for i in range(3):
-            for place, position in enumerate(position_BW[i, : step[i]].tolist()):
-                torch.testing.assert_close(got[i, place], want[i, position], atol=2e-5, rtol=1e-5)
-            for place, position in enumerate(next_BT[i].tolist()):  # the next block, alone with what comes before it
-                if position < 20:
-                    torch.testing.assert_close(got[i, width + place], want[i, position], atol=2e-5, rtol=1e-5)
-        done = done + num_B
-        cache.commit(num_B, int(done.max()))
-    assert done.tolist() == [20, 20, 12]
+@pytest.mark.parametrize("block_size", [None, 3])
+def test_engine_is_generate(model: Decoder, block_size: int | None) -> None:
+    """Cached, packed, in other company: the same tokens at the same steps with the same probabilities."""
+    params = SamplingParams(max_new_tokens=9, block_size=block_size, confidence_threshold=0.05, stop_token_ids=())
+    prompts = [random_ids(model, 1, n, seed=n)[0].tolist() for n in (1, 4, 7, 8, 11)]
+    for got, want in zip(Engine(model, num_pages=50).generate(prompts, params), generate(model, prompts, params), strict=True):
+        assert (got.canvas_ids, got.step_map) == (want.canvas_ids, want.step_map)
+        assert got.logprobs == pytest.approx(want.logprobs, abs=2e-5)  # experts: other batches
 
 
 def test_trainer_replays_what_the_sampler_drew(model: Decoder) -> None:
     """For block models; others are refused, not decoded as if they were."""
     prompts = [[5, 6, 7], [9], [11, 12, 13, 14, 15, 16]]
-    if model.spec.attention == "bidirectional":
-        with pytest.raises(UnmaskError, match="generate decodes block models"):
-            generate(model, prompts)
-        return
     traces = generate(model, prompts, SamplingParams(max_new_tokens=12, confidence_threshold=0.5, stop_token_ids=()))
+    if model.spec.attention == "bidirectional":
+        with pytest.raises(UnmaskError, match="replay_logprobs replays block models"):
+            replay_logprobs(model, traces)
+        return
     for trace, replayed in zip(traces, replay_logprobs(model, traces), strict=True):
         assert max(abs(a - b) for a, b in zip(trace.logprobs, replayed, strict=True)) <= 1e-5
 

@@ -12,8 +12,12 @@ from torch import Tensor
 from tests.conftest import GOLDEN
 from tests.golden import golden_cases
 from unmask.attention import DenseAttention, TokenLayout, visibility
+from unmask.diffusion.sequence import DecodingSequence
+from unmask.engine.request import Request, Row
+from unmask.engine.runner import Runner
 from unmask.models.checkpoint import load_model
 from unmask.models.decoder import Backbone
+from unmask.types import SamplingParams
 
 FAMILIES = ("sdar_a", "sdar_moe_a", "dream_a", "llada_a", "mmada_a")
 CLOSE = {"atol": 2e-4, "rtol": 0}  # measured 3e-5; the fixtures differ from a float64 run by up to 7e-5
@@ -99,20 +103,23 @@ def test_two_dimensional_mask_of_the_published_code_is_causal(family) -> None:
 
 
 @pytest.mark.parametrize("family", ["llada_a", "mmada_a"])
-@torch.no_grad()
-def test_stale_prefix(family) -> None:
-    """Keys and values of the tokens before a block, kept from a pass over the whole canvas, then the rest recomputed."""
+@torch.inference_mode()
+def test_stale_caches(family) -> None:
+    """Keys and values kept from a pass over the whole canvas; then the rest, or only the block, recomputed."""
     model, cases = golden(family)
     (case,) = (c for c in cases if c["name"] == "cache_forward")
-    ids, (start, stop) = case["inputs"]["input_ids"].clone(), case["params"]["block"]
-    cache = model.new_cache(1, ids.shape[1], block_size=ids.shape[1])
-    position = torch.arange(ids.shape[1])[None]
-    got = model.head(model(ids, clean_layout(position), cache=cache))
-    torch.testing.assert_close(got, case["outputs"]["full_logits"], **CLOSE)
-    cache.commit(torch.tensor([start]), start)
-    ids[:, start:stop] = case["inputs"]["block_ids"]
-    got = model.head(model(ids[:, start:], clean_layout(position[:, start:]), cache=cache))
-    torch.testing.assert_close(got, case["outputs"]["prefix_cache_logits"], **CLOSE)
+    ids, (start, stop) = case["inputs"]["input_ids"][0], case["params"]["block"]
+    changed, block = case["outputs"], case["inputs"]["block_ids"][0].numpy()
+    for query_end, want in ((len(ids), changed["prefix_cache_logits"]), (stop, changed["dual_cache_block_logits"])):
+        runner = Runner(model, num_pages=3, page_size=8, max_sequences=1)
+        params = SamplingParams(max_new_tokens=1, cache="dual")
+        request = Request(0, DecodingSequence(ids[:-1].tolist(), params, model.spec), 0, pages=[2, 0, 1])
+        request.sequence.ids[:] = ids.numpy()
+        full, _ = runner.forward([Row(request, 0, len(ids), len(ids))])
+        torch.testing.assert_close(model.head(full), changed["full_logits"][0], **CLOSE)
+        request.sequence.ids[start:stop] = block
+        got, _ = runner.forward([Row(request, start, query_end, len(ids))])
+        torch.testing.assert_close(model.head(got), want[0], **CLOSE)
 
 
 def test_values() -> None:

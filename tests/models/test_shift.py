@@ -10,7 +10,7 @@ from unmask.attention import PAD_DOC, TokenLayout
 from unmask.models.shift import shift_hidden
 
 
-def plain_shift(hidden, layout, before=None, before_position=None):
+def plain_shift(hidden, layout):
     out = hidden.clone()
     for row in range(len(hidden)):
         tokens = list(zip(*(t[row].tolist() for t in (layout.doc_BL, layout.copy_BL, layout.position_BL)), strict=True))
@@ -21,8 +21,6 @@ def plain_shift(hidden, layout, before=None, before_position=None):
             clean = [j for j, t in enumerate(tokens) if t == (doc, 0, position - 1)]
             if same or clean:
                 out[row, i] = hidden[row, (same or clean)[0]]
-            elif before is not None and before_position[row] == position - 1:
-                out[row, i] = before[row]
     return out
 
 
@@ -61,15 +59,3 @@ def test_one_plain_sequence_moves_by_one() -> None:
     got = shift_hidden(hidden, layout)
     assert torch.equal(got[0], torch.cat((hidden[0, :1], hidden[0, :-1])))
     assert torch.equal(got[1, :5], torch.cat((hidden[1, :1], hidden[1, :4])))
-
-
-def test_the_first_new_token_follows_the_cache() -> None:
-    """Row 0 continues at 8; row 1 has an empty cache; row 2 looks at the block after its new clean one."""
-    position = torch.tensor([[8, 9, 10, 11], [0, 1, 2, 3], [4, 5, 6, 7]])
-    zero = torch.zeros_like(position)
-    layout = TokenLayout(zero, position // 4, torch.tensor([[1] * 4, [0] * 4, [1] * 4]), position)
-    hidden, before, before_position = torch.randn(3, 4, 2), torch.randn(3, 2), torch.tensor([7, -1, 3])
-    got = shift_hidden(hidden, layout, before, before_position)
-    assert torch.equal(got, plain_shift(hidden, layout, before, before_position.tolist()))
-    assert torch.equal(got[0, 0], before[0])
-    assert torch.equal(got[1, 0], hidden[1, 0])

@@ -11,6 +11,7 @@ from unmask.config import Plugin
 from unmask.config.schema import OptimizerConfig
 from unmask.data.chained_arithmetic import ChainedArithmetic
 from unmask.data.chat import ChatTokenizer
+from unmask.engine import Engine
 from unmask.errors import UnmaskError
 from unmask.evaluate import evaluate, take_examples
 from unmask.models.checkpoint import new_model
@@ -39,21 +40,23 @@ PARAMS = SamplingParams(max_new_tokens=12)
 def test_groups_are_independent_of_each_other(parts) -> None:
     model, tokenizer, source, reward = parts
     examples = [source[i] for i in range(4)]
-    groups = make_rollouts(model, tokenizer, examples, PARAMS, reward, group_size=3, seed_keys=(7, 1))
+    groups = make_rollouts(Engine(model), tokenizer, examples, PARAMS, reward, group_size=3, seed_keys=(7, 1))
     assert [len(g.rollouts) for g in groups] == [3] * 4
     seeds = {r.trace.seed for g in groups for r in g.rollouts}
     assert len(seeds) == 12
     assert len({tuple(r.trace.response_ids) for r in groups[0].rollouts}) > 1  # members differ: there is something to compare
-    fewer = make_rollouts(model, tokenizer, examples[:2], PARAMS, reward, group_size=3, seed_keys=(7, 1), max_batch_size=2)
+    fewer = make_rollouts(
+        Engine(model, max_sequences=2), tokenizer, examples[:2], PARAMS, reward, group_size=3, seed_keys=(7, 1)
+    )
     for a, b in zip(fewer, groups, strict=False):
         assert [r.trace.canvas_ids for r in a.rollouts] == [r.trace.canvas_ids for r in b.rollouts]
-    later = make_rollouts(model, tokenizer, examples, PARAMS, reward, group_size=3, seed_keys=(7, 2))
+    later = make_rollouts(Engine(model), tokenizer, examples, PARAMS, reward, group_size=3, seed_keys=(7, 2))
     assert [r.trace.canvas_ids for r in later[0].rollouts] != [r.trace.canvas_ids for r in groups[0].rollouts]
 
 
 def test_text_is_read_from_the_response_only(parts) -> None:
     model, tokenizer, source, reward = parts
-    for group in make_rollouts(model, tokenizer, [source[0]], PARAMS, reward, group_size=8):
+    for group in make_rollouts(Engine(model), tokenizer, [source[0]], PARAMS, reward, group_size=8):
         for rollout in group.rollouts:
             assert rollout.text == tokenizer.decode(rollout.trace.canvas_ids[: rollout.trace.num_response_tokens])
 
@@ -77,7 +80,7 @@ def test_minibatches_are_even_and_complete(parts) -> None:
 
 def test_metrics_without_signal_are_zeros_not_crashes(parts) -> None:
     model, tokenizer, source, reward = parts
-    groups = make_rollouts(model, tokenizer, [source[0]], PARAMS, reward, group_size=2)
+    groups = make_rollouts(Engine(model), tokenizer, [source[0]], PARAMS, reward, group_size=2)
     for group in groups:
         for rollout in group.rollouts:
             rollout.reward = 0.0
@@ -99,7 +102,7 @@ def test_a_run_without_any_signal_goes_on(tmp_path) -> None:
 def test_recomputed_logprobs_are_the_samplers(parts) -> None:
     model, tokenizer, source, reward = parts
     trainer = Trainer(model, OptimizerConfig(), max_optimizer_steps=1, max_tokens_per_micro_batch=200)
-    groups = make_rollouts(model, tokenizer, [source[1]], PARAMS, reward, group_size=4)
+    groups = make_rollouts(Engine(model), tokenizer, [source[1]], PARAMS, reward, group_size=4)
     for rollout in groups[0].rollouts:
         rollout.advantage = 1.0
     rows = TraceRL(TraceRL.Options(), model.spec).rows(groups[0].rollouts, num_sequences=4)
@@ -115,7 +118,7 @@ def test_ratios_start_at_one_on_merged_views_too(parts, shrink) -> None:
     """Merged views are not the sampler's; before any update the ratio must still be 1 and nothing clipped."""
     model, tokenizer, source, reward = parts
     trainer = Trainer(model, OptimizerConfig(), max_optimizer_steps=1, max_tokens_per_micro_batch=200)
-    rollouts = make_rollouts(model, tokenizer, [source[1]], PARAMS, reward, group_size=4)[0].rollouts
+    rollouts = make_rollouts(Engine(model), tokenizer, [source[1]], PARAMS, reward, group_size=4)[0].rollouts
     for rollout in rollouts:
         rollout.advantage = 1.0
     objective = TraceRL(TraceRL.Options(trace_shrink=shrink), model.spec)
@@ -140,14 +143,14 @@ def test_the_loop_recomputes_for_merged_views(tmp_path) -> None:
 
 def test_evaluation_counts(parts) -> None:
     model, tokenizer, source, reward = parts
-    result = evaluate(model, tokenizer, take_examples(source, 8), PARAMS, reward)
+    result = evaluate(Engine(model), tokenizer, take_examples(source, 8), PARAMS, reward)
     traces = [g.rollouts[0].trace for g in result.groups]
     rewards = [g.rollouts[0].reward for g in result.groups]
     assert result.accuracy == pytest.approx(np.mean(rewards))
     assert result.standard_error == pytest.approx(np.std(rewards, ddof=1) / np.sqrt(8))
     assert result.tokens_per_forward == sum(t.num_response_tokens for t in traces) / sum(t.num_forwards for t in traces)
     assert result.cut_share == np.mean([t.finish_reason == "length" for t in traces])
-    again = evaluate(model, tokenizer, take_examples(source, 8), PARAMS, reward)
+    again = evaluate(Engine(model), tokenizer, take_examples(source, 8), PARAMS, reward)
     assert again.metrics() == result.metrics()
 
 

@@ -44,12 +44,12 @@ class TokenLayout:
     @classmethod
     def from_positions(cls, position_BL: Tensor, block_size: int, is_real_BL: Tensor, copy: int = CLEAN) -> TokenLayout:
         """One sequence per row, blocks of `block_size` on absolute positions; where `is_real_BL` is false: padding."""
-        return cls(
-            torch.where(is_real_BL, 0, PAD_DOC),
-            torch.div(position_BL, block_size, rounding_mode="floor"),
-            torch.full_like(position_BL, copy),
-            position_BL,
-        )
+        return cls.from_blocks(position_BL, torch.div(position_BL, block_size, rounding_mode="floor"), is_real_BL, copy)
+
+    @classmethod
+    def from_blocks(cls, position_BL: Tensor, block_BL: Tensor, is_real_BL: Tensor, copy: int = CLEAN) -> TokenLayout:
+        """One sequence per row with these blocks; where `is_real_BL` is false: padding."""
+        return cls(torch.where(is_real_BL, 0, PAD_DOC), block_BL, torch.full_like(position_BL, copy), position_BL)
 
     @classmethod
     def sequences(cls, length: int, block_size: int, lengths_B: Tensor) -> TokenLayout:

@@ -25,6 +25,7 @@ def run_eval(checkpoint: str, words: list[str], output: Path | None, dry_run: bo
     from unmask.data.chat import ChatTokenizer
     from unmask.data.sources import SOURCES, open_source
     from unmask.diffusion.remasking import get_strategy
+    from unmask.engine import Engine
     from unmask.evaluate import evaluate, take_examples, trace_record, write_records
     from unmask.launch import find_model_folder, pick_precision, use_machine
     from unmask.models.checkpoint import load_model
@@ -43,13 +44,14 @@ def run_eval(checkpoint: str, words: list[str], output: Path | None, dry_run: bo
     examples = take_examples(source, recipe.num_examples, recipe.first_example)
     reward = make_reward(recipe.reward)
     model, tokenizer = load_model(folder, device=device), ChatTokenizer.load(folder)
+    engine = Engine(model, decode=tokenizer.decode, **recipe.engine.model_dump())
 
     table = Table("mode", "accuracy", "tokens per forward", "response length", "cut", "seconds")
     results: dict[str, dict] = {}
     for name, params in recipe.modes.items():
         start = time.monotonic()
         with autocast(pick_precision(recipe.run.precision, device), device):
-            result = evaluate(model, tokenizer, examples, params, reward, max_batch_size=recipe.run.max_batch_size)
+            result = evaluate(engine, tokenizer, examples, params, reward)
         seconds = time.monotonic() - start
         results[name] = {
             **result.metrics(), "standard_error": result.standard_error, "num_examples": result.num_examples,

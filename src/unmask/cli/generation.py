@@ -4,48 +4,179 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from unmask.config import Plugin, load_recipe
+from unmask.config import GenerateRecipe, Plugin, load_recipe
+from unmask.config.evaluation import DEFAULT_MODES
 from unmask.errors import UnmaskError
-from unmask.types import Example, Message, SamplingParams
+from unmask.types import Example, Message, SamplingParams, Trace, TraceRecord
+
+if TYPE_CHECKING:
+    from unmask.data.chat import ChatTokenizer
+    from unmask.engine import Engine
 
 
 def run_generate(
-    checkpoint: str, settings: list[str], prompts: list[str], input_file: Path | None, output: Path | None, device: str
-) -> None:
-    """Prints the answers (or, with `output`, writes traces); speed goes to stderr."""
-    params = load_recipe(SamplingParams, [], settings)
+    checkpoint: str, settings: list[str], prompts: list[str], input_file: Path | None, output: Path | None, *,
+    mode: str, device: str, dtype: str, overwrite: bool,
+) -> None:  # fmt: skip
+    """Prints the answers or, with `output`, appends traces as they are finished; rows that are there already are skipped.
+
+    Progress and speed go to stderr.
+    """
+    if mode and mode not in DEFAULT_MODES:
+        raise UnmaskError(f"unknown mode {mode!r}; known: {', '.join(DEFAULT_MODES)}")
+    if dtype not in ("auto", "float32", "bfloat16"):
+        raise UnmaskError(f"unknown dtype {dtype!r}; known: auto, float32, bfloat16")
+    recipe = load_recipe(GenerateRecipe, [], settings, base=DEFAULT_MODES.get(mode))
+    params = SamplingParams(**recipe.model_dump(exclude={"engine"}))
     if bool(prompts) == (input_file is not None):
         raise UnmaskError("give prompts either with --prompt or with --input")
     from unmask.data.chat import ChatTokenizer
-    from unmask.data.sources import open_source
     from unmask.diffusion.remasking import get_strategy
-    from unmask.evaluate import trace_record, write_records
-    from unmask.launch import find_model_folder, pick_device
+    from unmask.engine import Engine
+    from unmask.launch import find_model_folder, pick_device, pick_precision
     from unmask.models.checkpoint import load_model
-    from unmask.rl.rollout import make_rollouts
 
     get_strategy(params.remasking_strategy)
-    if input_file is not None:
-        source = open_source(Plugin(name="jsonl", options={"path": str(input_file)}), "train", 0)
-        examples = [source[i] for i in range(len(source))]
-    else:
-        turns = (Message(role="user", content=prompt) for prompt in prompts)
-        examples = [Example(id=str(i), messages=(turn,)) for i, turn in enumerate(turns)]
+    examples = _examples(prompts, input_file)
     target = pick_device(device)
     folder = find_model_folder(checkpoint)
-    model, tokenizer = load_model(folder, device=target), ChatTokenizer.load(folder)
-    start = time.monotonic()
-    groups = make_rollouts(model, tokenizer, examples, params, None)
-    seconds = time.monotonic() - start
-    if output is not None:
-        write_records(output, [trace_record(group, tokenizer) for group in groups])
-        print(output)
+    model = load_model(folder, device=target, dtype=pick_precision(dtype, target))
+    tokenizer = ChatTokenizer.load(folder)
+    engine = Engine(model, decode=tokenizer.decode, **recipe.engine.model_dump())
+    if output is None:
+        for record in _in_order(_decode(engine, tokenizer, examples, params, checkpoint), [e.id for e in examples]):
+            print(record.response_text, flush=True)
     else:
-        for group in groups:
-            print(group.rollouts[0].text)
-    traces = [group.rollouts[0].trace for group in groups]
-    num_tokens, num_forwards = sum(t.num_response_tokens for t in traces), sum(t.num_forwards for t in traces)
-    speed = f"{num_tokens / seconds:.0f} tokens/s, {num_tokens / num_forwards:.2f} tokens per forward"
-    print(f"{len(traces)} answers, {num_tokens} tokens in {seconds:.1f} s: {speed}", file=sys.stderr)
+        _write(output, engine, tokenizer, examples, params, checkpoint, overwrite)
+        print(output)
+
+
+def _examples(prompts: list[str], input_file: Path | None) -> list[Example]:
+    """Raises `UnmaskError` for bad lines and for an id that is there twice."""
+    if input_file is None:
+        turns = (Message(role="user", content=prompt) for prompt in prompts)
+        return [Example(id=str(i), messages=(turn,)) for i, turn in enumerate(turns)]
+    from unmask.data.sources import open_source
+
+    source = open_source(Plugin(name="jsonl", options={"path": str(input_file)}), "train", 0)
+    examples = [source[i] for i in range(len(source))]
+    seen: set[str] = set()
+    for example in examples:
+        if example.id in seen:
+            raise UnmaskError(f"{input_file}: two rows have the id {example.id!r}; ids must differ")
+        seen.add(example.id)
+    return examples
+
+
+def _decode(
+    engine: Engine, tokenizer: ChatTokenizer, examples: Sequence[Example], params: SamplingParams, checkpoint: str,
+    done: Sequence[TraceRecord] = (),
+) -> Iterator[TraceRecord]:  # fmt: skip
+    """A record for every example that is not among those done, as soon as it is finished; shows progress."""
+    from unmask.rl.rollout import seeded_params
+    from unmask.train.progress import Progress
+
+    every = seeded_params(engine, tokenizer, params, len(examples))
+    finished = {record.id: record.trace for record in done}
+    prompts = [tokenizer.prompt_ids(example) for example in examples]
+    for example, prompt, p in zip(examples, prompts, every, strict=True):
+        old = finished.get(example.id)
+        if old is not None and (old.prompt_ids, old.settings) != (prompt, p.model_dump(mode="json")):
+            raise UnmaskError(
+                f"row {example.id!r} of the output was decoded from another prompt or with other settings; "
+                "choose another file, or --overwrite"
+            )
+    left = [i for i, example in enumerate(examples) if example.id not in finished]
+    start = time.monotonic()
+    num_tokens = num_forwards = num_finished = 0
+    stream = engine.stream([prompts[i] for i in left], [every[i] for i in left])
+    with Progress("decoding", len(examples), len(finished), unit="answer") as progress, closing(stream):
+        for index, news in stream:
+            num_tokens += len(news.new_ids)
+            num_forwards = engine.stats.num_denoising_forwards
+            if news.trace is not None:
+                num_finished += 1
+                yield _record(examples[left[index]], news.trace, tokenizer, checkpoint)
+            numbers = {
+                "tokens/s": num_tokens / (time.monotonic() - start), "tokens per forward": num_tokens / max(1, num_forwards)
+            }  # fmt: skip
+            progress.show(len(finished) + num_finished, numbers)
+    seconds = time.monotonic() - start
+    speed = f"{num_tokens / max(seconds, 1e-9):.0f} tokens/s, {num_tokens / max(1, num_forwards):.2f} tokens per forward"
+    skipped = f" ({len(finished)} were there already)" if finished else ""
+    print(f"{num_finished} answers, {num_tokens} tokens in {seconds:.1f} s: {speed}{skipped}", file=sys.stderr)
+
+
+def _record(example: Example, trace: Trace, tokenizer: ChatTokenizer, checkpoint: str) -> TraceRecord:
+    return TraceRecord(
+        id=example.id,
+        trace=trace,
+        prompt_text=example.messages[-1].content,
+        response_text=tokenizer.decode(trace.response_ids),
+        prompt_pieces=tokenizer.pieces(trace.prompt_ids),
+        canvas_pieces=tokenizer.pieces(trace.canvas_ids),
+        answer=example.answer,
+        checkpoint=checkpoint,
+    )
+
+
+def _in_order(records: Iterator[TraceRecord], ids: Sequence[str]) -> Iterator[TraceRecord]:
+    """Each record as soon as all those before it are there."""
+    waiting: dict[str, TraceRecord] = {}
+    next_id = iter(ids)
+    wanted = next(next_id, None)
+    for record in records:
+        waiting[record.id] = record
+        while wanted in waiting:
+            yield waiting.pop(wanted)
+            wanted = next(next_id, None)
+
+
+def _write(
+    output: Path, engine: Engine, tokenizer: ChatTokenizer, examples: Sequence[Example], params: SamplingParams,
+    checkpoint: str, overwrite: bool,
+) -> None:  # fmt: skip
+    """Appends whole lines as answers are finished; at the end the file is put into the order of the input."""
+    from unmask.evaluate import write_records
+    from unmask.metrics import JsonlWriter
+
+    if overwrite:
+        output.unlink(missing_ok=True)
+    done = _finished_rows(output, {example.id for example in examples}, checkpoint)
+    records = {record.id: record for record in done}
+    writer: JsonlWriter | None = None
+    try:
+        for record in _decode(engine, tokenizer, examples, params, checkpoint, done):
+            writer = writer or JsonlWriter(output)
+            writer.write(record.to_dict())
+            records[record.id] = record
+    finally:
+        if writer is not None:
+            writer.close()
+    write_records(output, [records[example.id] for example in examples])
+
+
+def _finished_rows(output: Path, known_ids: set[str], checkpoint: str) -> list[TraceRecord]:
+    """What an earlier, interrupted run has written; a line it was torn from in the middle is cut off."""
+    if not output.exists() or not output.stat().st_size:
+        return []
+    from unmask.viewer import load_records
+
+    content = output.read_bytes()
+    if not content.endswith(b"\n"):
+        whole = content[: content.rfind(b"\n") + 1]
+        with open(output, "r+b") as file:
+            file.truncate(len(whole))
+        if not whole:
+            return []
+    records = load_records(output)
+    for record in records:
+        if record.id not in known_ids or record.checkpoint != checkpoint:
+            what = "another checkpoint" if record.id in known_ids else "another input"
+            raise UnmaskError(f"{output}: has row {record.id!r} of {what}; choose another file, or --overwrite")
+    return list({record.id: record for record in records}.values())

@@ -95,13 +95,21 @@ def generate(
     settings: Settings = None,
     prompt: Annotated[list[str] | None, typer.Option(help="a user's turn; may be repeated")] = None,
     input_file: Annotated[Path | None, typer.Option("--input", help="JSON lines with question or messages")] = None,
-    output: Annotated[Path | None, typer.Option(help="write traces here (JSON lines, for `unmask view`)")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="write traces here (JSON lines, for `unmask view`); rows that are there are skipped")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="start the output anew")] = False,
+    mode: Annotated[str, typer.Option(help="static or dynamic: the settings `unmask eval` has under this name")] = "",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16; auto = bfloat16 on GPUs, float32 on CPUs")] = "auto",
 ) -> None:
-    """Decode prompts; settings are sampling parameters (temperature=0.5 seed=1 ...)."""
+    """Decode prompts; settings are sampling parameters (temperature=0.5 seed=1 ...) and engine.KEY=VALUE."""
     from unmask.cli.generation import run_generate
 
-    run_generate(checkpoint, settings or [], prompt or [], input_file, output, device)
+    run_generate(
+        checkpoint, settings or [], prompt or [], input_file, output,
+        mode=mode, device=device, dtype=dtype, overwrite=overwrite,
+    )  # fmt: skip
 
 
 @app.command()

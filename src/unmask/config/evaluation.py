@@ -1,4 +1,4 @@
-"""The recipe of `unmask eval`: what to decode, in which ways, and how to score it."""
+"""The recipes of `unmask eval` (what to decode, in which ways, how to score it) and of `unmask generate`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from unmask.config.schema import MachineConfig, Plugin, Section
+from unmask.config.schema import EngineLimits, MachineConfig, Plugin, Section
 from unmask.types import SamplingParams
 
 # The two ways of decoding the field reports; a recipe may add others under [modes.NAME].
@@ -16,12 +16,19 @@ DEFAULT_MODES: dict[str, dict[str, Any]] = {
 }
 
 
+class GenerateRecipe(SamplingParams):
+    """`unmask generate`: sampling parameters, and the engine's limits as a table."""
+
+    engine: EngineLimits = Field(default_factory=EngineLimits)
+
+
 class EvalRecipe(Section):
     """`unmask eval`. Modes start from `static` (greedy, one token a step) and `dynamic` (temperature 1, threshold 0.9)."""
 
     run: MachineConfig = Field(default_factory=MachineConfig)
     source: Plugin
     reward: Plugin = Field(default_factory=lambda: Plugin(name="boxed"))
+    engine: EngineLimits = Field(default_factory=EngineLimits)
     num_examples: int = Field(512, ge=1, description="examples measured in each mode")
     first_example: int = Field(0, ge=0, description="index in the held-out split where they start")
     modes: dict[str, SamplingParams] = Field(default_factory=dict)

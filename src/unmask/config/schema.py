@@ -48,7 +48,6 @@ class MachineConfig(Section):
         "auto", description="of matrix products; auto = bfloat16 autocast on GPUs that have it, float32 on CPUs"
     )
     num_threads: int = Field(0, ge=0, le=1024, description="CPU threads of one operation; 0 = PyTorch's choice")
-    max_batch_size: int = Field(256, ge=1, description="sequences decoded together; does not change results")
 
 
 class RunConfig(MachineConfig):
@@ -56,6 +55,24 @@ class RunConfig(MachineConfig):
 
     dir: str = Field("", description="run folder; empty = runs/<kind>-<time>")
     attention_backend: str = Field("auto", description="of updates; auto = flex on GPUs, dense on CPUs")
+
+
+class EngineLimits(Section):
+    """How much the engine takes on at a time. Changes speed and memory, not results."""
+
+    max_sequences: int = Field(256, ge=1, le=2**16, description="sequences decoded together")
+    max_tokens_per_forward: int = Field(
+        8192, ge=1, description="long prompts are prefilled in parts of what the decoding sequences leave of it"
+    )
+    kv_memory_gb: float | None = Field(
+        None,
+        gt=0,
+        description="for keys and values; None = CPUs: 2, at most half of what is free; GPUs: 80 % of what is free "
+        "(training: 30 %)",
+    )
+    num_pages: int | None = Field(None, ge=1, description="pages of keys and values; None = as many as kv_memory_gb holds")
+    page_size: int = Field(16, ge=1, le=2**16, description="tokens of a page")
+    use_prefix_cache: bool = Field(True, description="equal beginnings of prompts share keys and values")
 
 
 class ModelConfig(Section):
@@ -135,6 +152,7 @@ class SftRecipe(Section):
     model: ModelConfig
     source: Plugin
     objective: Plugin = Field(default_factory=lambda: Plugin(name="semi_ar"))
+    engine: EngineLimits = Field(default_factory=EngineLimits, description="decodes the evaluation")
     optimizer: OptimizerConfig = Field(default_factory=lambda: OptimizerConfig(lr=1e-5))
     train: SftTrainConfig = Field(default_factory=SftTrainConfig)
     eval: EvalConfig = Field(default_factory=EvalConfig)
@@ -151,6 +169,7 @@ class RlRecipe(Section):
     source: Plugin
     reward: Plugin = Field(default_factory=lambda: Plugin(name="boxed"))
     rollout: SamplingParams = Field(default_factory=SamplingParams)
+    engine: EngineLimits = Field(default_factory=EngineLimits)
 
     @model_validator(mode="after")
     def _rollouts_can_be_trained_on(self) -> RlRecipe:
@@ -158,6 +177,8 @@ class RlRecipe(Section):
             raise ValueError("rollout: greedy decoding gives identical responses and no advantage; use temperature above 0")
         if self.rollout.top_k or self.rollout.top_p < 1:
             raise ValueError("rollout: top_k and top_p are not for RL: after an update the drawn tokens may be filtered out")
+        if self.rollout.min_tokens:
+            raise ValueError("rollout: min_tokens is not for RL: the trainer's distribution has the stop tokens in it")
         return self
 
     advantage: str = Field("group_zscore", description="group_zscore, group_mean_centred or leave_one_out")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from unmask.attention import PAD_DOC, AttentionBackend, DenseAttention, TokenLayout
 from unmask.errors import UnmaskError
-from unmask.models.cache import KVCache
+from unmask.models.cache import Cache
 from unmask.models.layers import Forward, Layer, RMSNorm
 from unmask.models.rotary import rotary_table
 from unmask.models.shift import shift_hidden
@@ -67,16 +67,15 @@ class Backbone(nn.Module):
         input_ids_BL: Tensor,
         layout: TokenLayout,
         backend: AttentionBackend = DenseAttention,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """Final normed hidden states [B, L, D].
 
-        With a cache, the cached tokens come before the new ones as keys; the cache keeps the new keys and values until
-        its owner commits or drops them.
+        With a cache, it says what the tokens see, and the backend is not used.
         """
         shared = Forward(
             rotary=rotary_table(layout.position_BL, self.spec.head_dim, self.spec.rotary),
-            attend=backend(layout, layout if cache is None else cache.layout().cat(layout)),
+            attend=backend(layout, layout) if cache is None else cache.attention(layout),
             cache=cache,
             is_real_BL=layout.doc_BL != PAD_DOC,
         )
@@ -101,10 +100,6 @@ class Backbone(nn.Module):
         if lengths is None:
             lengths = torch.full((rows,), length)
         return TokenLayout.sequences(length, block_size or self.spec.block_size, torch.as_tensor(lengths, device=self.device))
-
-    def new_cache(self, rows: int, num_slots: int, block_size: int) -> KVCache:
-        """An empty cache on the weights' device."""
-        return KVCache(self.spec, rows, num_slots, block_size, self.device)
 
     @property
     def device(self) -> torch.device:
@@ -137,15 +132,16 @@ class Decoder(Backbone):
         input_ids_BL: Tensor,
         layout: TokenLayout,
         backend: AttentionBackend = DenseAttention,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
+        *,
+        undoes_shift: bool = True,
     ) -> Tensor:
-        """As `Backbone.forward`; with `spec.shift_logits`, each token has the hidden state of the token before it."""
+        """As `Backbone.forward`; with `spec.shift_logits`, each token has the hidden state of the token before it.
+
+        undoes_shift: False leaves the hidden states where they were computed.
+        """
         hidden_BLD = super().forward(input_ids_BL, layout, backend, cache)
-        if not self.spec.shift_logits:
-            return hidden_BLD
-        if cache is None:
-            return shift_hidden(hidden_BLD, layout)
-        return shift_hidden(hidden_BLD, layout, *cache.exchange_hidden(hidden_BLD))
+        return shift_hidden(hidden_BLD, layout) if self.spec.shift_logits and undoes_shift else hidden_BLD
 
     def head(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., D] -> float32 logits [..., V]."""

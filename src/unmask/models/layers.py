@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unmask.attention import Attend
-from unmask.models.cache import KVCache
+from unmask.models.cache import Cache
 from unmask.models.experts import MixtureOfExperts
 from unmask.models.rotary import rotate
 from unmask.models.spec import ModelSpec
@@ -23,7 +23,7 @@ class Forward(NamedTuple):
 
     rotary: tuple[Tensor, Tensor]
     attend: Attend
-    cache: KVCache | None
+    cache: Cache | None
     is_real_BL: Tensor  # not padding
 
 

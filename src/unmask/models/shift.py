@@ -11,14 +11,12 @@ from torch import Tensor
 from unmask.attention import CLEAN, TokenLayout
 
 
-def shift_hidden(
-    hidden_BLD: Tensor, layout: TokenLayout, before_BD: Tensor | None = None, before_position_B: Tensor | None = None
-) -> Tensor:
+def shift_hidden(hidden_BLD: Tensor, layout: TokenLayout) -> Tensor:
     """Gives every token the hidden state its prediction is read from: that of the token one position before it.
 
     The token before is that of the same sequence and copy, else the clean one of the same sequence (a noisy copy begins
-    in the middle of its sequence), else the last token of the cache (`before_BD`, which stands at `before_position_B`,
-    -1 = none). A token without any keeps its own, as the first of a sequence does in the published code.
+    in the middle of its sequence). A token without any keeps its own, as the first of a sequence does in the published
+    code.
     """
     num_tokens = hidden_BLD.shape[1]
     column_L = torch.arange(num_tokens, device=hidden_BLD.device)
@@ -37,9 +35,4 @@ def shift_hidden(
     is_next_BL[:, 1:] = (key_BL[:, 1:] == key_BL[:, :-1] + 1) & (layout.copy_BL[:, 1:] == layout.copy_BL[:, :-1])
     source_BL = torch.where(is_next_BL, column_L - 1, source_BL)
 
-    shifted_BLD = hidden_BLD.gather(1, source_BL[:, :, None].expand_as(hidden_BLD))
-    if before_BD is None or before_position_B is None:
-        return shifted_BLD
-    comes_after_BL = (layout.position_BL - 1 == before_position_B[:, None]) & (before_position_B[:, None] >= 0)
-    comes_after_BL &= ~is_clean_BL & ~is_next_BL
-    return torch.where(comes_after_BL[:, :, None], before_BD[:, None].to(hidden_BLD.dtype), shifted_BLD)
+    return hidden_BLD.gather(1, source_BL[:, :, None].expand_as(hidden_BLD))

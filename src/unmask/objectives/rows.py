@@ -123,11 +123,12 @@ def target_logits(model: Decoder, batch: RowBatch, backend: AttentionBackend) ->
 
 
 def target_logprobs(
-    model: Decoder, batch: RowBatch, backend: AttentionBackend, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
+    model: Decoder, batch: RowBatch, backend: AttentionBackend, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
+    banned: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:  # fmt: skip
-    """Float32 log-probabilities [N] of the target tokens under the distribution a sampler draws from."""
+    """Float32 log-probabilities [N] of the target tokens under the distribution a sampler draws from (`draw_logprobs`)."""
     logprobs_NV = draw_logprobs(
         target_logits(model, batch, backend), temperature=temperature, top_k=top_k, top_p=top_p,
-        excluded_token_id=model.spec.mask_token_id,
+        excluded_token_id=model.spec.mask_token_id, banned=banned,
     )  # fmt: skip
     return logprobs_NV.gather(1, batch.target_ids_N[:, None])[:, 0]

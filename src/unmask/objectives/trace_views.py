@@ -13,6 +13,8 @@ import numpy as np
 import torch
 
 from unmask.attention import AttentionBackend, DenseAttention
+from unmask.diffusion.drawing import banned_pairs
+from unmask.diffusion.sequence import stop_ids_of
 from unmask.errors import UnmaskError
 from unmask.models import Decoder
 from unmask.objectives.rows import TrainRow, build_row, collate, split_rows, target_logprobs
@@ -87,8 +89,11 @@ def replay_logprobs(
 ) -> list[list[float]]:
     """What the trainer computes for each trace: one log-probability per canvas token (0.0 where never unmasked).
 
-    The distribution is that of the trace's own decode settings (temperature, top_k, top_p), as in the sampler.
+    The distribution is that of the trace's own decode settings (temperature, top_k, top_p, tokens banned by min_tokens), as
+    in the sampler. Raises `UnmaskError` for full-attention models, whose views are not made yet.
     """
+    if model.spec.attention != "block_causal":
+        raise UnmaskError(f"replay_logprobs replays block models; {model.spec.family} has {model.spec.attention} attention")
     result = [[0.0] * len(trace.canvas_ids) for trace in traces]
     by_settings: dict[tuple, list[tuple[int, TrainRow]]] = {}
     for i, trace in enumerate(traces):
@@ -96,13 +101,17 @@ def replay_logprobs(
         if row is not None:
             row.values["trace"] = np.full(len(row.target_ids), i)
             settings = tuple(trace.settings.get(k, d) for k, d in (("temperature", 1.0), ("top_k", 0), ("top_p", 1.0)))
-            by_settings.setdefault(settings, []).append((i, row))
-    for (temperature, top_k, top_p), indexed in by_settings.items():
+            stops = (trace.settings.get("min_tokens", 0), stop_ids_of(trace.settings, model.spec))
+            by_settings.setdefault((*settings, *stops), []).append((i, row))
+    for (temperature, top_k, top_p, min_tokens, stop_ids), indexed in by_settings.items():
         for rows in split_rows([row for _, row in indexed], max_tokens):
             batch = collate(rows, model.spec.pad_token_id, model.device)
-            values = target_logprobs(model, batch, backend, temperature=temperature, top_k=top_k, top_p=top_p).tolist()
             owner = np.concatenate([row.values["trace"] for row in rows])
             index = np.concatenate([row.values["canvas_index"] for row in rows])
+            values = target_logprobs(
+                model, batch, backend, temperature=temperature, top_k=top_k, top_p=top_p,
+                banned=banned_pairs(index < min_tokens, stop_ids, model.device),
+            ).tolist()  # fmt: skip
             for i, k, value in zip(owner.tolist(), index.tolist(), values, strict=True):
                 result[i][k] = value
     return result

@@ -21,6 +21,7 @@ from unmask.config import RlRecipe, SftRecipe, load_recipe, read_toml
 from unmask.data.chained_arithmetic import count_steps
 from unmask.data.chat import ChatTokenizer
 from unmask.data.sources import open_source
+from unmask.engine import Engine
 from unmask.evaluate import evaluate, take_examples, trace_record, write_records
 from unmask.files import read_json, write_text
 from unmask.launch import pick_device, start
@@ -110,7 +111,7 @@ def is_measured(file: Path, checkpoint: Path) -> bool:
 
 def measure(checkpoint: Path, recipe: SftRecipe | RlRecipe, traces: Path) -> dict[str, Any]:
     """Accuracy and speed in each mode, what the samples can reach at best, and how often the steps are skipped."""
-    model = load_model(checkpoint, device=pick_device(recipe.run.device))
+    engine = Engine(load_model(checkpoint, device=pick_device(recipe.run.device)))
     tokenizer, reward = ChatTokenizer.load(checkpoint), make_reward(recipe.reward)
     examples = take_examples(open_source(recipe.source, "held_out", recipe.run.seed), NUM_QUESTIONS, FIRST_QUESTION)
     results: dict[str, Any] = {
@@ -120,7 +121,7 @@ def measure(checkpoint: Path, recipe: SftRecipe | RlRecipe, traces: Path) -> dic
         "num_pass_questions": NUM_PASS_QUESTIONS,
     }
     for name, params in MODES.items():
-        result = evaluate(model, tokenizer, examples, params, reward)
+        result = evaluate(engine, tokenizer, examples, params, reward)
         results[name] = {**result.metrics(), "standard_error": result.standard_error}
         if name == "dynamic":
             rollouts = [group.rollouts[0] for group in result.groups]
@@ -131,7 +132,7 @@ def measure(checkpoint: Path, recipe: SftRecipe | RlRecipe, traces: Path) -> dic
             results["mean_confidence"] = sum(confidences) / len(confidences)
             write_records(traces, [trace_record(group, tokenizer) for group in result.groups[:NUM_PLAYED]])
     groups = make_rollouts(
-        model,
+        engine,
         tokenizer,
         examples[:NUM_PASS_QUESTIONS],
         MODES["dynamic"],

@@ -12,6 +12,7 @@ from torch import Tensor
 from unmask.config import RlRecipe
 from unmask.data.chat import ChatTokenizer
 from unmask.data.sources import EpochOrder, Source
+from unmask.engine import Engine
 from unmask.objectives import RlObjective
 from unmask.objectives.advantages import get_advantage
 from unmask.objectives.rows import RowBatch, TrainRow, collate, split_rows, target_logprobs
@@ -23,9 +24,13 @@ from unmask.types import Rollout, RolloutGroup, SamplingParams
 
 
 def train_rl(
-    recipe: RlRecipe, run: Run, source: Source, tokenizer: ChatTokenizer, objective: RlObjective, reward: RewardFn
-) -> Outcome:
-    """Trains until the measured target or `train.max_steps`. Everything a step does follows from its number."""
+    recipe: RlRecipe, run: Run, engine: Engine, source: Source, tokenizer: ChatTokenizer, objective: RlObjective,
+    reward: RewardFn,
+) -> Outcome:  # fmt: skip
+    """Trains until the measured target or `train.max_steps`. Everything a step does follows from its number.
+
+    engine: decodes with the trainer's own model.
+    """
     trainer, settings, params = run.trainer, recipe.train, recipe.rollout
     advantage = get_advantage(recipe.advantage)
     order = EpochOrder(len(source), recipe.run.seed)
@@ -43,11 +48,11 @@ def train_rl(
             first = step * settings.prompts_per_step
             examples = [source[order[n][0]] for n in range(first, first + settings.prompts_per_step)]
             # 2. Rollouts with the weights as they are, rewarded.
+            engine.update_weights(policy_version=trainer.optimizer_step)
             with trainer.autocast():
                 groups = make_rollouts(
-                    trainer.model, tokenizer, examples, params, reward, group_size=settings.group_size,
-                    seed_keys=(recipe.run.seed, step), max_batch_size=recipe.run.max_batch_size,
-                    policy_version=trainer.optimizer_step,
+                    engine, tokenizer, examples, params, reward, group_size=settings.group_size,
+                    seed_keys=(recipe.run.seed, step),
                 )  # fmt: skip
             # 3. Advantages within each group; groups without variance carry no signal and are left out.
             for group in groups:

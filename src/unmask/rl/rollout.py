@@ -6,9 +6,8 @@ import hashlib
 from collections.abc import Sequence
 
 from unmask.data.chat import ChatTokenizer
-from unmask.diffusion.generate import generate
+from unmask.engine import Engine
 from unmask.errors import UnmaskError
-from unmask.models import Decoder
 from unmask.rewards import RewardFn
 from unmask.types import Example, Rollout, RolloutGroup, SamplingParams
 
@@ -18,10 +17,25 @@ def derive_seed(*keys: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(repr(keys).encode(), digest_size=8).digest()) >> 2
 
 
+def seeded_params(
+    engine: Engine, tokenizer: ChatTokenizer, params: SamplingParams, num_examples: int, group_size: int = 1,
+    seed_keys: tuple[int | str, ...] = (),
+) -> list[SamplingParams]:  # fmt: skip
+    """Parameters of every response, group by group: a seed of its own each, and the stop tokens of model and template."""
+    if params.stop_token_ids is None and not params.ignore_eos:
+        # A config may not list the token with which the chat template ends a turn.
+        stops = tuple(sorted({*engine.model.spec.eos_token_ids, tokenizer.turn_end_id}))
+        params = params.model_copy(update={"stop_token_ids": stops})
+    return [
+        params.model_copy(update={"seed": derive_seed(params.seed, *seed_keys, index, member)})
+        for index in range(num_examples)
+        for member in range(group_size)
+    ]
+
+
 def make_rollouts(
-    model: Decoder, tokenizer: ChatTokenizer, examples: Sequence[Example], params: SamplingParams,
-    reward: RewardFn | None,
-    *, group_size: int = 1, seed_keys: tuple[int | str, ...] = (), max_batch_size: int = 256, policy_version: int = 0,
+    engine: Engine, tokenizer: ChatTokenizer, examples: Sequence[Example], params: SamplingParams, reward: RewardFn | None,
+    *, group_size: int = 1, seed_keys: tuple[int | str, ...] = (),
 ) -> list[RolloutGroup]:  # fmt: skip
     """`group_size` rewarded responses for each example.
 
@@ -31,16 +45,9 @@ def make_rollouts(
     """
     if reward is not None and (unanswered := [e.id for e in examples if not (e.answer or "").strip()]):
         raise UnmaskError(f"example {unanswered[0]}: has no answer; a reward compares with one")
-    if params.stop_token_ids is None:  # a config may not list the token with which the chat template ends a turn
-        stops = tuple(sorted({*model.spec.eos_token_ids, tokenizer.turn_end_id}))
-        params = params.model_copy(update={"stop_token_ids": stops})
     prompts = [ids for example in examples for ids in [tokenizer.prompt_ids(example)] * group_size]
-    seeded = [
-        params.model_copy(update={"seed": derive_seed(params.seed, *seed_keys, index, member)})
-        for index in range(len(examples))
-        for member in range(group_size)
-    ]
-    traces = generate(model, prompts, seeded, max_batch_size=max_batch_size, policy_version=policy_version)
+    seeded = seeded_params(engine, tokenizer, params, len(examples), group_size, seed_keys)
+    traces = engine.generate(prompts, seeded)
     groups = []
     for index, example in enumerate(examples):
         rollouts = []

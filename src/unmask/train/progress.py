@@ -6,7 +6,8 @@ import time
 from collections.abc import Mapping
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
 from rich.text import Text
 
 LINE_EVERY_S = 15.0
@@ -17,17 +18,17 @@ def format_seconds(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
 
 
-class StageProgress:
-    """Context manager around one stage of `max_steps` steps, of which `first_step` are done already."""
+class Progress:
+    """Context manager around work of `max_steps` steps (or what `unit` says), of which `first_step` are done already."""
 
-    def __init__(self, title: str, max_steps: int, first_step: int = 0, console: Console | None = None):
-        self.title, self.max_steps, self.first_step = title, max_steps, first_step
+    def __init__(self, title: str, max_steps: int, first_step: int = 0, console: Console | None = None, *, unit: str = "step"):
+        self.title, self.max_steps, self.first_step, self.unit = title, max_steps, first_step, unit
         self.console = console or Console(stderr=True, highlight=False)
         self._start = self._last_line = time.monotonic()
         self._shown: dict[str, float] = {}
-        self._bar: Progress | None = None
+        self._bar: Bar | None = None
         if self.console.is_terminal:
-            self._bar = Progress(
+            self._bar = Bar(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=24),
                 TextColumn("{task.completed:.0f}/{task.total:.0f}"),
@@ -39,7 +40,7 @@ class StageProgress:
             )
             self._task = self._bar.add_task(title, total=max_steps, completed=first_step, left="", numbers="")
 
-    def __enter__(self) -> StageProgress:
+    def __enter__(self) -> Progress:
         if self._bar:
             self._bar.start()
         return self
@@ -59,7 +60,7 @@ class StageProgress:
             self._bar.update(self._task, completed=num_steps, left=left, numbers=Text(text, overflow="ellipsis"))
         elif now - self._last_line >= LINE_EVERY_S or num_steps == self.max_steps:
             self._last_line = now
-            self.say(f"{self.title}: step {num_steps}/{self.max_steps}, {left}, {text}")
+            self.say(f"{self.title}: {self.unit} {num_steps}/{self.max_steps}, {left}, {text}")
 
     def say(self, line: str) -> None:
         self.console.print(line, markup=False, soft_wrap=True)

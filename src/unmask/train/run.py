@@ -28,12 +28,12 @@ from unmask.files import describe_os_error, write_text
 from unmask.metrics import JsonlWriter
 from unmask.train.checkpoint import load_checkpoint, newest_valid, save_checkpoint
 from unmask.train.interruption import Interruption
-from unmask.train.progress import StageProgress
+from unmask.train.progress import Progress
 from unmask.train.trainer import Trainer
 
 # Keys that may change between a run and its resumption: where and how safely it runs, and how long it goes on. (A longer
 # train.max_steps stretches a learning rate schedule from here on; everything else of a step stays what it was.)
-_MAY_CHANGE = ("run.dir", "run.num_threads", "run.max_batch_size", "train.max_steps", "stop.", "checkpoint.")
+_MAY_CHANGE = ("run.dir", "run.num_threads", "engine.", "train.max_steps", "stop.", "checkpoint.")
 
 LOCK = ".lock"
 Evaluate = Callable[[], Mapping[str, float]]  # measures the model as it is now, always on the same questions
@@ -71,7 +71,7 @@ class Run:
         self.metrics, self.timings = JsonlWriter(folder / "metrics.jsonl"), JsonlWriter(folder / "timings.jsonl")
         notes = self._restore() if resume else []
         self.interruption = Interruption()
-        self.progress = StageProgress(title, recipe.train.max_steps, self.num_steps)
+        self.progress = Progress(title, recipe.train.max_steps, self.num_steps)
         for note in notes:
             self.progress.say(note)
 

@@ -1,0 +1,145 @@
+"""Keys and values in pages, and attention of a ragged batch over them.
+
+All tokens of a forward lie in one packed row [1, N]: what works token by token (projections, norms, MLP) sees no padding.
+Attention works on rows: each row's queries see its own positions below `key_end`, by the mask rule. New keys and values
+are written to their pages first; a window's are simply written again at the next step, so that committing costs nothing.
+
+Shape suffixes: N tokens of the forward, R rows of a group, T queries of a row, S key positions of a row, P pages of a row,
+H query heads, G key/value heads, K head_dim.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unmask.attention import TokenLayout, visibility
+from unmask.models.spec import ModelSpec
+
+
+@dataclass(slots=True)
+class RowGroup:
+    """Rows of a forward that are attended together.
+
+    query_RT: index into the packed tokens; rows with fewer queries repeat one. page_RP: their pages; None: the rows see
+    the forward's own tokens only, key_RS then says which. q, k: positions and blocks, for the rule.
+    """
+
+    query_RT: Tensor
+    page_RP: Tensor | None
+    key_RS: Tensor | None
+    q: TokenLayout
+    k: TokenLayout
+
+
+class PagedKV:
+    """Keys and values of all layers: [layers, pages, page_size, G, K], zero at first, allocated at the first write.
+
+    On a CPU, float32 models keep them in float64: attention is evaluated in it there (docs/log.md), and converting all of
+    them at every step would cost more than the memory.
+    """
+
+    def __init__(self, spec: ModelSpec, num_pages: int, page_size: int, device: torch.device):
+        self.shape = (spec.num_layers, num_pages, page_size, spec.num_kv_heads, spec.head_dim)
+        self.page_size, self.device = page_size, device
+        self.k = self.v = torch.empty(0, device=device)
+        self._space: dict[str, Tensor] = {}
+
+    @staticmethod
+    def bytes_per_token(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> int:
+        size = storage_dtype(dtype, device).itemsize
+        return 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * size
+
+    def allocate(self, dtype: torch.dtype) -> None:
+        """dtype: of the keys and values that come (under autocast not that of the weights)."""
+        if not self.k.numel():
+            self.k, self.v = (zeros(self.shape, storage_dtype(dtype, self.device), self.device) for _ in range(2))
+
+    def copy_pages(self, source: list[int], target: list[int]) -> None:
+        if source and self.k.numel():
+            source_C, target_C = (torch.tensor(pages, device=self.device) for pages in (source, target))
+            self.k[:, target_C] = self.k[:, source_C]  # read as a whole before anything is written
+            self.v[:, target_C] = self.v[:, source_C]
+
+    def gather(self, name: str, pool: Tensor, page_RP: Tensor) -> Tensor:
+        """[R, P * page_size, G, K] of one layer, in memory that the next call with this name uses again."""
+        rows, num_pages = page_RP.shape
+        shape = (rows * num_pages, *pool.shape[1:])
+        numel = shape[0] * pool[0].numel()
+        space = self._space.get(name)
+        if space is None or space.numel() < numel or space.dtype != pool.dtype:
+            space = self._space[name] = torch.empty(max(1, numel), dtype=pool.dtype, device=pool.device)
+        out = space[:numel].view(shape)
+        torch.index_select(pool, 0, page_RP.reshape(-1), out=out)
+        return out.view(rows, num_pages * shape[1], *shape[2:])
+
+
+def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """On a CPU, memory that the system hands out page by page when it is written to: a large pool costs what it is used."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)
+
+
+def storage_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    return torch.float64 if dtype == torch.float32 and device.type == "cpu" else dtype
+
+
+class PagedForward:
+    """The cache and the attention of one forward; made anew for each, shared by its layers.
+
+    slot_M, token_M: new tokens that are kept (index into the packed tokens) and where (page * page_size + offset).
+    order_N: for each packed token its place in the concatenation of all groups' queries.
+    """
+
+    def __init__(self, kv: PagedKV, groups: list[RowGroup], token_M: Tensor, slot_M: Tensor, order_N: Tensor):
+        self.kv, self.groups, self.token_M, self.slot_M, self.order_N = kv, groups, token_M, slot_M, order_N
+        self._masks: list[Tensor] = []
+
+    def attention(self, layout: TokenLayout) -> PagedForward:
+        return self  # the groups know what is seen
+
+    def extend(self, layer: int, k_1GNK: Tensor, v_1GNK: Tensor) -> tuple[Tensor, Tensor]:
+        """Writes the new keys and values to their pages; returns them packed, [N, G, K], with the layer they belong to."""
+        self.layer = layer
+        k_NGK, v_NGK = k_1GNK[0].transpose(0, 1), v_1GNK[0].transpose(0, 1)
+        dtype = storage_dtype(v_NGK.dtype, self.kv.device)
+        k_NGK, v_NGK = k_NGK.to(dtype), v_NGK.to(dtype)
+        if len(self.slot_M):
+            self.kv.allocate(dtype)
+            for pool, new_NGK in ((self.kv.k, k_NGK), (self.kv.v, v_NGK)):
+                pool[layer].flatten(0, 1).index_copy_(0, self.slot_M, new_NGK[self.token_M])
+        return k_NGK, v_NGK
+
+    def __call__(self, q_1HNK: Tensor, k_NGK: Tensor, v_NGK: Tensor) -> Tensor:
+        """Attention output [1, H, N, K]."""
+        q_NHK = q_1HNK[0].transpose(0, 1).to(k_NGK.dtype)
+        outs = []
+        for i, group in enumerate(self.groups):
+            if group.page_RP is not None:
+                k_RSGK = self.kv.gather("k", self.kv.k[self.layer], group.page_RP)
+                v_RSGK = self.kv.gather("v", self.kv.v[self.layer], group.page_RP)
+            else:
+                k_RSGK, v_RSGK = k_NGK[group.key_RS], v_NGK[group.key_RS]
+            if len(self._masks) == i:
+                self._masks.append(visibility(group.q, group.k))
+            outs.append(attend_rows(q_NHK[group.query_RT], k_RSGK, v_RSGK, self._masks[i]).flatten(0, 1))
+        out_NHK = (outs[0] if len(outs) == 1 else torch.cat(outs))[self.order_N]
+        return out_NHK.to(q_1HNK.dtype).transpose(0, 1)[None]
+
+
+def attend_rows(q_RTHK: Tensor, k_RSGK: Tensor, v_RSGK: Tensor, mask_RTS: Tensor) -> Tensor:
+    """[R, T, H, K]. The query heads of a key head are laid side by side as queries: K and V are read once for all of them."""
+    rows, num_queries, num_heads, head_dim = q_RTHK.shape
+    groups = k_RSGK.shape[2]
+    share = num_heads // groups
+    q = q_RTHK.view(rows, num_queries, groups, share, head_dim).permute(0, 2, 3, 1, 4)
+    q = q.reshape(rows, groups, share * num_queries, head_dim)
+    mask = mask_RTS[:, None].expand(-1, share, -1, -1).reshape(rows, 1, share * num_queries, -1)
+    out = F.scaled_dot_product_attention(q, k_RSGK.transpose(1, 2), v_RSGK.transpose(1, 2), attn_mask=mask)
+    return out.view(rows, groups, share, num_queries, head_dim).permute(0, 3, 1, 2, 4).reshape(q_RTHK.shape)
