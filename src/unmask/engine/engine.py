@@ -29,8 +29,9 @@ class EngineStats:
 
     num_forwards: forwards of the whole batch. num_denoising_forwards: the same, once for every sequence that had a denoising
     step. num_prefill_forwards: once for every sequence of which they computed only clean tokens. num_tokens: tokens
-    forwarded. num_prefill_tokens: of them, clean ones of prompts. num_finished, num_response_tokens: finished sequences and
-    their tokens. num_shared_tokens: prompt tokens whose keys and values were taken over. peak_pages: most in use at a time.
+    forwarded. num_prefill_tokens: of them, clean ones that are no block just finished (prompts, recomputation).
+    num_finished, num_response_tokens: finished sequences and their tokens. num_shared_tokens: prompt tokens whose keys and
+    values were taken over. peak_pages: most in use at a time.
     """
 
     num_forwards: int = 0
@@ -252,4 +253,4 @@ class Engine:
         stats.num_denoising_forwards += num_denoising
         stats.num_prefill_forwards += len(rows) - num_denoising
         stats.num_tokens += sum(row.num_tokens for row in rows)
-        stats.num_prefill_tokens += sum(max(0, row.request.num_uncommitted) for row in rows if row.request.is_prefilling)
+        stats.num_prefill_tokens += sum(row.num_prefill_tokens for row in rows)

@@ -86,6 +86,13 @@ class Row:
     def num_tokens(self) -> int:
         return self.query_end - self.query_start
 
+    @property
+    def num_prefill_tokens(self) -> int:
+        """Clean tokens before the window, unless they are the block that was finished a step ago."""
+        s = self.request.sequence
+        num_clean = min(self.query_end, s.window[0]) - self.query_start if self.request.keeps_committed else 0
+        return num_clean if num_clean > s.block_size or s.step == 0 else 0
+
 
 @dataclass(slots=True)
 class RequestOutput:

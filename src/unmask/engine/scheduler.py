@@ -11,7 +11,7 @@ from bisect import insort
 from dataclasses import dataclass, field
 from heapq import merge
 
-from unmask.engine.pages import PagePool
+from unmask.engine.pages import Match, PagePool
 from unmask.engine.request import Request, Row
 from unmask.errors import UnmaskError
 
@@ -130,41 +130,41 @@ class Scheduler:
     def _admit(self, request: Request, plan: Plan, pending: set) -> bool:
         """Makes a waiting request run, if it can. False: there is no room for it, nor for those after it."""
         s = request.sequence
-        pages: list[int] = []
-        copied, num_known, node = None, 0, 0
-        if request.keeps_committed:
-            node = self.pool.root(s.block_size)
-            if self.use_prefix_cache:
-                limit = s.window[0] if self.shares_last_block else s.window[0] - s.block_size
-                match = self.pool.match(s.ids, s.block_size, limit)
-                pages, copied, num_known, node = match.pages, match.copied_page, match.num_tokens, match.node
-                key = (node, s.ids[num_known : num_known + s.block_size].tobytes())
-                if num_known < limit and key in pending:
-                    return True  # somebody is computing its next block right now: wait for that
-        self.pool.share(pages)
-        if copied is not None:
-            self.pool.share([copied])  # until the copy is made, nobody takes it
-        end = request.denoising_row().key_end if not request.keeps_committed else s.window[1]
-        missing = self.pool.pages_for(end) - len(pages) if request.uses_pages else 0
+        nothing = Match(0, self.pool.root(s.block_size), [], None)
+        if not (self.use_prefix_cache and request.keeps_committed):
+            return self._take(request, nothing, plan, pending)
+        limit = s.window[0] if self.shares_last_block else s.window[0] - s.block_size
+        match = self.pool.match(s.ids, s.block_size, limit)
+        known = match.num_tokens
+        if known < limit and (match.node, s.ids[known : known + s.block_size].tobytes()) in pending:
+            return True  # somebody is computing its next block right now: wait for that
+        # A copy holds its source for a moment: on a pool that is full to the last page there is room only without it.
+        return self._take(request, match, plan, pending) or (known > 0 and self._take(request, nothing, plan, pending))
+
+    def _take(self, request: Request, match: Match, plan: Plan, pending: set) -> bool:
+        """Gives a waiting request what is known of it and the other pages of its next step. False: there is no room."""
+        held = match.pages + ([match.copied_page] if match.copied_page is not None else [])
+        self.pool.share(held)
+        row = request.denoising_row()
+        missing = self.pool.pages_for(row.key_end) - len(match.pages) if request.uses_pages else 0
         # Some air, so that those who run do not need its pages at once.
         has_room = self.pool.num_available >= missing + len(self.running)
         if not has_room and self.running and self.running[-1].arrival > request.arrival:
             has_room = self._make_room(request, missing)
         if has_room:
             own = self.pool.allocate(missing)
-            if copied is not None:
-                plan.copies.append((copied, own[0]))
-            request.pages, request.num_committed, request.node = pages + own, num_known, node
+            if match.copied_page is not None:
+                plan.copies.append((match.copied_page, own[0]))
+                self.pool.release([match.copied_page])
+            request.pages, request.num_committed, request.node = match.pages + own, match.num_tokens, match.node
             request.slot = self._slots.pop()
             self.waiting.remove(request)
             insort(self.running, request, key=lambda r: r.arrival)
-            self.num_shared_tokens += num_known
+            self.num_shared_tokens += match.num_tokens
             if request.num_uncommitted > 0:
                 pending.add(self._next_key(request))
         else:
-            self.pool.release(pages)
-        if copied is not None:
-            self.pool.release([copied])
+            self.pool.release(held)
         return has_room
 
     def _make_room(self, request: Request, missing: int) -> bool:

@@ -1,0 +1,322 @@
+"""The engine decodes what `generate` decodes: every strategy, block size, cache, batch, pool and page size."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from tests.conftest import make_model, random_prompts
+from tests.engine.plain import any_model, assert_nothing_left, assert_same, full_attention_model, run
+from unmask.diffusion.generate import generate
+from unmask.diffusion.remasking import STRATEGIES
+from unmask.engine import Engine
+from unmask.errors import UnmaskError
+from unmask.types import SamplingParams
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("block_size", [1, 3, 4, 8, 32])
+def test_engine_is_generate(model, strategy, temperature, block_size) -> None:
+    """Prompt lengths 0 to 2b + 1, stops and limits inside blocks."""
+    params = SamplingParams(
+        max_new_tokens=19, block_size=block_size, remasking_strategy=strategy, confidence_threshold=0.3, entropy_bound=2.0,
+        temperature=temperature, seed=3, stop_token_ids=(1, 11, 12),
+    )  # fmt: skip
+    prompts = random_prompts(range(2 * block_size + 2))
+    engine = Engine(model, num_pages=1000)
+    assert_same(engine.generate(prompts, params), generate(model, prompts, params))
+    assert_nothing_left(engine)
+
+
+@pytest.mark.parametrize("family", ["dream", "llada"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_engine_is_generate_with_full_attention(family, strategy, temperature) -> None:
+    """Windows that do not divide the canvas, prompts from nothing on, different lengths in one batch."""
+    model, g = full_attention_model(family), random.Random(5)
+    prompts = random_prompts(range(12))
+    params = [
+        SamplingParams(
+            max_new_tokens=g.randint(1, 30),
+            block_size=g.choice([1, 4, 5, 32]),
+            remasking_strategy=strategy,
+            seed=i,
+            confidence_threshold=0.3,
+            entropy_bound=2.0,
+            temperature=temperature,
+            stop_token_ids=(1, 11, 12, 13, 14),
+        )
+        for i in range(12)
+    ]
+    want = generate(model, prompts, params)
+    assert_same(Engine(model, num_pages=20).generate(prompts, params), want)
+    assert temperature == 0 or {trace.finish_reason for trace in want} == {"stop", "length"}
+
+
+def variety(seed: int, num: int, *, full_attention: bool = False) -> list[SamplingParams]:
+    """Settings of all kinds side by side."""
+    g = random.Random(seed)
+    return [
+        SamplingParams(
+            max_new_tokens=g.randint(1, 24),
+            block_size=g.choice([1, 2, 3, 4, 8, 16]),
+            denoising_steps_per_block=g.choice([None, 1, 2, 3]),
+            remasking_strategy=g.choice(list(STRATEGIES)),
+            score=g.choice(["confidence", "margin", "neg_entropy"]),
+            confidence_threshold=g.choice([0.1, 0.3, 0.9]),
+            entropy_bound=g.choice([0.5, 3.0]),
+            alg_temp=g.choice([0.0, 0.0, 0.5]),
+            temperature=g.choice([0.0, 0.7, 1.0, 1.3]),
+            top_k=g.choice([0, 0, 5]),
+            top_p=g.choice([1.0, 1.0, 0.8]),
+            quota_schedule=g.choice(["even", "even", "dream"]),
+            pad_penalty=g.choice([1.0, 2.0]),
+            stop_token_ids=g.choice([None, (), (9, 10, 11, 12, 13)]),
+            ignore_eos=g.random() < 0.2,
+            unmask_block_start=full_attention and g.random() < 0.3,
+            seed=g.randrange(2**62),
+        )
+        for _ in range(num)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["sdar", "dream", "llada"])
+def test_neighbours_with_other_settings_change_nothing(kind) -> None:
+    """64 requests that agree in nothing, together, in threes, and each alone with the readable sampler."""
+    model = any_model(kind)
+    params = variety(1, 64, full_attention=kind != "sdar")
+    prompts = random_prompts([i % 19 for i in range(64)])
+    want = [generate(model, [prompt], [p])[0] for prompt, p in zip(prompts, params, strict=True)]
+    assert_same(Engine(model).generate(prompts, params), want)
+    assert_same(Engine(model, max_sequences=3, max_tokens_per_forward=24).generate(prompts, params), want)
+
+
+@pytest.mark.parametrize("limits", [{"page_size": 1}, {"page_size": 3}, {"page_size": 64}, {"use_prefix_cache": False}])
+def test_pages_change_nothing(model, limits) -> None:
+    params, prompts = variety(2, 40), random_prompts([i % 23 for i in range(40)])
+    want = generate(model, prompts, params)
+    engine = Engine(model, num_pages=400, **limits)
+    assert_same(engine.generate(prompts, params), want)
+    assert_same(engine.generate(prompts, params), want)  # now the prompts are known
+    assert_nothing_left(engine)
+
+
+@pytest.mark.parametrize("max_tokens", [1, 8, 17, 64])
+def test_long_prompts_in_chunks_beside_decoding(model, max_tokens) -> None:
+    """A forward has at most max_tokens tokens, unless a single block needs more."""
+    prompts = random_prompts([70, 3, 55, 9, 120, 0])
+    params = SamplingParams(max_new_tokens=12, block_size=4, confidence_threshold=0.3)
+    engine, most = Engine(model, max_tokens_per_forward=max_tokens), 0
+    for i, prompt in enumerate(prompts):
+        engine.add_request(prompt, params.model_copy(update={"seed": i}))
+    traces = {}
+    while engine.has_work:
+        before = engine.stats.num_tokens
+        traces |= {o.id: o.trace for o in engine.step() if o.trace}
+        most = max(most, engine.stats.num_tokens - before)
+    assert_same([traces[i] for i in range(6)], generate(model, prompts, params))
+    assert most <= max(8, max_tokens)
+    assert engine.stats.num_prefill_forwards > 0
+
+
+@pytest.mark.parametrize(("cache", "horizon"), [("prefix", None), ("prefix", 0), ("prefix", 3), ("dual", None)])
+@pytest.mark.parametrize("family", ["dream", "llada"])
+def test_approximate_caches(family, cache, horizon) -> None:
+    """Alone, among others, with hardly any pages: the same. With one step per block they are exact; else they are not."""
+    model, prompts = full_attention_model(family), random_prompts([0, 1, 5, 9, 16, 3, 3, 3])
+    exact = SamplingParams(max_new_tokens=21, block_size=6, temperature=1.0, stop_token_ids=(11,))
+    params = exact.model_copy(update={"cache": cache, "further_horizon": horizon})
+    together = Engine(model).generate(prompts, params)
+    for i, prompt in enumerate(prompts):
+        alone = Engine(model).generate([prompt], params.model_copy(update={"seed": i}))
+        assert_same(alone, [together[i]])
+    engine = Engine(model, num_pages=5, page_size=8)
+    assert_same(engine.generate(prompts, params), together)
+    assert engine.stats.peak_pages <= 5
+    assert [t.canvas_ids for t in together] != [t.canvas_ids for t in generate(model, prompts, exact)]
+    one_step = {"denoising_steps_per_block": 1, "remasking_strategy": "low_confidence_static"}
+    got = Engine(model).generate(prompts, params.model_copy(update=one_step))
+    for trace, want in zip(got, generate(model, prompts, exact.model_copy(update=one_step)), strict=True):
+        assert (trace.canvas_ids, trace.step_map) == (want.canvas_ids, want.step_map)
+
+
+def test_a_group_shares_its_prefill(model) -> None:
+    """The tokens prefilled do not depend on the size of the group, also where prompts end inside a page and a block."""
+    params = SamplingParams(max_new_tokens=8, block_size=4)
+    for length in (16, 37, 64, 3):
+        work = []
+        for size in (1, 2, 16):
+            engine, prompt = Engine(model), random_prompts([length])[0]
+            traces = engine.generate([prompt] * size, params)
+            assert_same(traces, generate(model, [prompt] * size, params))
+            work.append(engine.stats.num_prefill_tokens)
+        assert work == [length // 4 * 4] * 3
+
+
+def test_equal_beginnings_are_found(model) -> None:
+    """Between groups that begin alike, in one call; and of a conversation that goes on, later."""
+    engine, system = Engine(model), random_prompts([40])[0]
+    params = SamplingParams(max_new_tokens=8, block_size=4, stop_token_ids=())
+    prompts = [[*system, *tail] for tail in random_prompts([8, 12, 8], seed=1)]
+    first = engine.generate(prompts, params)
+    assert engine.stats.num_prefill_tokens == 40 + 8 + 12 + 8
+    turn = [*first[0].prompt_ids, *first[0].canvas_ids, *random_prompts([6], seed=2)[0]]
+    assert_same(engine.generate([turn], params), generate(model, [turn], params))
+    # The last block of a finished sequence is never committed: 48 + 4 tokens are known, 4 + 4 are new.
+    assert engine.stats.num_prefill_tokens == 68 + 8
+
+
+def test_blocks_of_another_size_are_not_shared(model) -> None:
+    engine, prompts = Engine(model), random_prompts([24])
+    for b in (4, 8, 3):
+        params = SamplingParams(max_new_tokens=9, block_size=b)
+        assert_same(engine.generate(prompts, params), generate(model, prompts, params))
+    assert engine.stats.num_shared_tokens == 0
+
+
+def test_a_block_costs_its_steps(model) -> None:
+    """K steps are K forwards: prefill and commits cost none of their own, the last block is not committed."""
+    params = SamplingParams(max_new_tokens=32, block_size=4, stop_token_ids=())
+    engine = Engine(model)
+    traces = engine.generate(random_prompts([9] * 8), params)
+    assert engine.stats.num_prefill_forwards == 0
+    assert engine.stats.num_denoising_forwards == sum(t.num_forwards for t in traces)
+    assert engine.stats.num_forwards == max(t.num_forwards for t in traces)
+    assert engine.stats.num_tokens == 8 * (8 + 8 * 4) + 4 * engine.stats.num_denoising_forwards  # prompt, 8 of 9 commits, steps
+
+
+def test_requests_come_and_go_at_every_step(model) -> None:
+    prompts, params = random_prompts([i % 13 for i in range(30)]), variety(4, 30)
+    want = generate(model, prompts, params)
+    engine, traces, g = Engine(model, max_sequences=4, num_pages=60, page_size=4), {}, random.Random(0)
+    waiting = list(range(30))
+    while waiting or engine.has_work:
+        for _ in range(g.randint(0, 2)):
+            if waiting:
+                i = waiting.pop()
+                assert engine.add_request(prompts[i], params[i], request_id=f"r{i}") == f"r{i}"
+        for output in engine.step():
+            if output.trace:
+                traces[output.id] = output.trace
+    assert_same([traces[f"r{i}"] for i in range(30)], want)
+
+
+def test_stream_reports_every_token_once_and_in_order(model) -> None:
+    prompts, params = random_prompts([5, 9, 2]), SamplingParams(max_new_tokens=22, block_size=4, confidence_threshold=0.3)
+    want, got, ends = generate(model, prompts, params), {0: [], 1: [], 2: []}, {}
+    engine = Engine(model)
+    other = engine.add_request([7, 8], SamplingParams(max_new_tokens=3, seed=5))
+    for index, news in engine.stream(prompts, params):
+        assert index not in ends
+        got[index] += news.new_ids
+        assert news.new_ids or news.trace
+        if news.trace:
+            ends[index] = news.trace
+    assert_same([ends[i] for i in range(3)], want)
+    assert [got[i] for i in range(3)] == [t.response_ids for t in want]
+    assert set(run(engine, 100)) == {other}  # news of others are kept for whoever steps next
+
+
+def test_full_attention_streams_what_has_no_mask_before_it() -> None:
+    model = full_attention_model("llada")
+    params = SamplingParams(max_new_tokens=20, block_size=8, stop_token_ids=())
+    got = []
+    for _, news in Engine(model).stream([[5, 6, 7]], params):
+        got += news.new_ids
+    assert got == generate(model, [[5, 6, 7]], params)[0].response_ids
+
+
+def test_closing_a_stream_takes_its_requests_out(model) -> None:
+    engine = Engine(model, num_pages=40)
+    stream = engine.stream(random_prompts([5, 9]), SamplingParams(max_new_tokens=30, stop_token_ids=()))
+    next(stream)
+    stream.close()
+    assert not engine.has_work
+    assert_nothing_left(engine)
+
+
+def test_abort_returns_what_there_is(model) -> None:
+    engine, params = Engine(model, num_pages=40), SamplingParams(max_new_tokens=30, block_size=4, stop_token_ids=())
+    stays, goes = (engine.add_request(prompt, params) for prompt in random_prompts([5, 6]))
+    waits = engine.add_request([3], params)
+    for _ in range(7):
+        engine.step()
+    trace = engine.abort(goes)
+    want = generate(model, random_prompts([5, 6]), [params, params])[1]
+    done = trace.num_response_tokens
+    assert trace.finish_reason == "abort"
+    assert 0 < done < 30
+    assert (trace.response_ids, trace.step_map[:done]) == (want.canvas_ids[:done], want.step_map[:done])
+    assert len(trace.prompt_ids + trace.canvas_ids) % 4 == 0
+    with pytest.raises(UnmaskError, match=f"request {goes} is not being decoded"):
+        engine.abort(goes)
+    engine.abort(waits)
+    assert_same([run(engine, 100)[stays]], generate(model, random_prompts([5]), [params]))
+    assert_nothing_left(engine)
+
+
+def test_the_engine_survives_an_error(model, monkeypatch) -> None:
+    engine, prompts = Engine(model, num_pages=40), random_prompts([5, 9])
+    params = SamplingParams(max_new_tokens=9)
+    head, calls = model.head, []
+
+    def failing(hidden):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return head(hidden)
+
+    monkeypatch.setattr(engine.runner.model, "head", failing)
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate(prompts, params)
+    assert_nothing_left(engine)
+    assert_same(engine.generate(prompts, params), generate(model, prompts, params))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: Engine(m, max_sequence=3), "unknown key 'max_sequence'; the nearest known key is 'max_sequences'"),
+        (lambda m: Engine(m, page_size=0), "page_size: Input should be greater than or equal to 1, found 0"),
+        (lambda m: Engine(m, kv_memory_gb=1e-9), "hold no page of 16 tokens, which takes"),
+        (lambda m: Engine(m).generate([[99]]), "prompt 0: token id 99 is outside the vocabulary of 40"),
+        (lambda m: Engine(m).generate([[3], 4]), "prompt 1 is 4; a prompt is a list of token ids"),
+        (lambda m: Engine(m).generate([[3]], []), "0 sampling parameters for 1 prompts"),
+        (lambda m: Engine(m).add_request([3], SamplingParams(remasking_strategy="x")), "unknown remasking_strategy 'x'"),
+        (lambda m: Engine(m).add_request([3], SamplingParams(cache="dual")), 'cache "dual" is for full-attention models'),
+        (lambda m: Engine(m).add_request([3], SamplingParams(stop_strings=("a",))), "stop_strings need a way to turn ids into"),
+        (lambda m: generate(full_attention_model("llada"), [[3]], SamplingParams(cache="prefix")), "generate keeps no keys"),
+        (
+            lambda m: Engine(m, num_pages=3, page_size=4).add_request([3] * 5, SamplingParams(max_new_tokens=10, block_size=4)),
+            "a request of 5 prompt and 10 new tokens needs 4 pages of 4 tokens; the pool has 3",
+        ),
+    ],
+)
+def test_bad_input_is_named(model, call, message) -> None:
+    with pytest.raises(UnmaskError, match=message.replace("(", r"\(")):
+        call(model)
+
+
+def test_a_bad_prompt_leaves_nothing_behind(model) -> None:
+    engine = Engine(model)
+    with pytest.raises(UnmaskError, match="prompt 2: token id -1"):
+        engine.generate([[3], [4], [-1]])
+    assert not engine.has_work
+    engine.add_request([3], request_id="a")
+    with pytest.raises(UnmaskError, match="request 'a' is already being decoded"):
+        engine.add_request([3], request_id="a")
+
+
+def test_no_prompts_no_traces(model) -> None:
+    assert Engine(model).generate([]) == []
+    assert Engine(model).step() == []
+
+
+def test_bfloat16_decodes() -> None:
+    """Tokens may differ from float32's; the machinery does not."""
+    model = make_model().to(torch.bfloat16)
+    traces = Engine(model).generate(random_prompts([5, 9] * 4), SamplingParams(max_new_tokens=9, block_size=4))
+    assert all(t.num_response_tokens and -1 not in t.step_map for t in traces)
