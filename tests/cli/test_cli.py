@@ -19,18 +19,6 @@ from unmask.train.checkpoint import list_checkpoints
 COMMANDS = ("quickstart", "sft", "rl", "eval", "generate", "inspect", "checkpoint", "view")
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
-    """A finished RL run on top of an SFT run."""
-    folder = tmp_path_factory.mktemp("trained")
-    sft, rl = write_recipe(folder, "sft", SFT), write_recipe(folder, "rl", RL)
-    assert unmask("sft", sft, f"run.dir={folder / 'sft'}").returncode == 0
-    words = ["model.preset=''", f"model.path={folder / 'sft'}", "train.max_steps=3"]
-    result = unmask("rl", rl, f"run.dir={folder / 'rl'}", *words)
-    assert result.returncode == 0, result.stderr
-    return folder
-
-
 def test_help_is_quick_and_loads_no_torch() -> None:
     code = "import sys; from unmask.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
     check = "sys.exit('torch' in sys.modules)"
