@@ -41,7 +41,7 @@ class SymbolicRunner:
 
     def __init__(self, engine: Engine):
         self.engine, self.content = engine, {}
-        self.page_size = engine.limits.page_size
+        self.page_size = engine.scheduler.pool.page_size
 
     def run(self, plan: Plan) -> SymbolicResult | None:
         before = dict(self.content)

@@ -94,11 +94,15 @@ def test_neighbours_with_other_settings_change_nothing(kind) -> None:
     assert_same(Engine(model, max_sequences=3, max_tokens_per_forward=24).generate(prompts, params), want)
 
 
-@pytest.mark.parametrize("limits", [{"page_size": 1}, {"page_size": 3}, {"page_size": 64}, {"use_prefix_cache": False}])
-def test_pages_change_nothing(model, limits) -> None:
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize(
+    "limits",
+    [{"page_size": 1}, {"page_size": 3}, {"page_size": 64}, {"use_prefix_cache": False}, {"attention_backend": "flex"}],
+)
+def test_pages_and_backends_change_nothing(model, limits) -> None:
     params, prompts = variety(2, 40), random_prompts([i % 23 for i in range(40)])
     want = generate(model, prompts, params)
-    engine = Engine(model, num_pages=400, **limits)
+    engine = Engine(model, num_pages=100 if "attention_backend" in limits else 400, **limits)
     assert_same(engine.generate(prompts, params), want)
     assert_same(engine.generate(prompts, params), want)  # now the prompts are known
     assert_nothing_left(engine)
@@ -280,6 +284,7 @@ def test_the_engine_survives_an_error(model, monkeypatch) -> None:
     ("call", "message"),
     [
         (lambda m: Engine(m, max_sequence=3), "unknown key 'max_sequence'; the nearest known key is 'max_sequences'"),
+        (lambda m: Engine(m, attention_backend="x"), "unknown attention_backend 'x' of the engine; known: auto, dense, flex"),
         (lambda m: Engine(m, page_size=0), "page_size: Input should be greater than or equal to 1, found 0"),
         (lambda m: Engine(m, kv_memory_gb=1e-9), "hold no page of 16 tokens, which takes"),
         (lambda m: Engine(m).generate([[99]]), "prompt 0: token id 99 is outside the vocabulary of 40"),

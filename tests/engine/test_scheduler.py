@@ -48,8 +48,8 @@ def fuzz(model, seed: int) -> Engine:
     page_size = g.choice([1, 2, 4, 5, 16])
     pages = [-(-DecodingSequence(*item, model.spec).end // page_size) for item in work]
     limits = {
-        "page_size": page_size, "num_pages": max(max(pages), sum(pages) // g.choice([1, 3, 10])),
-        "max_sequences": g.choice([1, 2, 8, 64]), "max_tokens_per_forward": g.choice([1, 7, 30, 1000]),
+        "page_size": page_size, "num_pages": max(max(pages), sum(pages) // g.choice([1, 3, 10, 100])),
+        "max_sequences": g.choice([1, 8, 64]), "max_tokens_per_forward": g.choice([1, 30, 100, 1000]),
         "use_prefix_cache": g.random() < 0.9,
     }  # fmt: skip
     engine, want, traces, aborted = symbolic_engine(model, **limits), {}, {}, set()
@@ -87,8 +87,8 @@ def test_random_workloads_on_tiny_pools(model) -> None:
         stats = fuzz(model, seed).stats
         num_preemptions += stats.num_preemptions
         num_shared += stats.num_shared_tokens
-    assert num_preemptions > 500
-    assert num_shared > 2000
+    assert num_preemptions > 200
+    assert num_shared > 20_000
 
 
 @pytest.mark.slow

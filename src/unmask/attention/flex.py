@@ -12,7 +12,7 @@ from unmask.attention.rule import TokenLayout, is_visible
 
 
 @cache
-def _compiled():
+def compiled_flex_attention():
     return torch.compile(flex_attention, dynamic=True)
 
 
@@ -28,7 +28,7 @@ class FlexAttention:
 
         (rows, num_queries), num_keys = q.doc_BL.shape, k.doc_BL.shape[1]
         self.block_mask = create_block_mask(mask_mod, rows, None, num_queries, num_keys, device=q.doc_BL.device)
-        self._attend = _compiled() if q.doc_BL.is_cuda else flex_attention
+        self._attend = compiled_flex_attention() if q.doc_BL.is_cuda else flex_attention
 
     def __call__(self, q_BHQD: Tensor, k_BGKD: Tensor, v_BGKD: Tensor) -> Tensor:
         return self._attend(q_BHQD, k_BGKD, v_BGKD, block_mask=self.block_mask, enable_gqa=True)

@@ -71,7 +71,8 @@ class EngineLimits(Section):
         "(training: 30 %)",
     )
     num_pages: int | None = Field(None, ge=1, description="pages of keys and values; None = as many as kv_memory_gb holds")
-    page_size: int = Field(16, ge=1, le=2**16, description="tokens of a page")
+    page_size: int | None = Field(None, ge=1, le=2**16, description="tokens of a page; None = CPUs: 16, GPUs: 128")
+    attention_backend: str = Field("auto", description="auto = flex on GPUs where it can, else dense; both are exact")
     use_prefix_cache: bool = Field(True, description="equal beginnings of prompts share keys and values")
 
 

@@ -13,6 +13,7 @@ from unmask.config import EngineLimits, check
 from unmask.diffusion.remasking import get_strategy
 from unmask.diffusion.sequence import Decode, make_sequence, one_per_prompt
 from unmask.engine.memory import num_pages_in_budget
+from unmask.engine.paged import pick_row_backend
 from unmask.engine.pages import PagePool
 from unmask.engine.request import Request, RequestId, RequestOutput, Row
 from unmask.engine.runner import Runner
@@ -62,13 +63,15 @@ class Engine:
     def __init__(self, model: Decoder, *, decode: Decode | None = None, **limits):
         self.limits = check(EngineLimits, limits, "Engine")
         self.model, self.decode, self.policy_version = model, decode, 0
-        num_pages = self.limits.num_pages or num_pages_in_budget(model, self.limits)
-        pool = PagePool(num_pages, self.limits.page_size)
+        backend = pick_row_backend(self.limits.attention_backend, model)
+        page_size = self.limits.page_size or (128 if model.device.type == "cuda" else 16)
+        num_pages = self.limits.num_pages or num_pages_in_budget(model, page_size, self.limits.kv_memory_gb)
+        pool = PagePool(num_pages, page_size)
         self.scheduler = Scheduler(
             pool, max_sequences=self.limits.max_sequences, max_tokens=self.limits.max_tokens_per_forward,
             use_prefix_cache=self.limits.use_prefix_cache, shares_last_block=not model.spec.shift_logits,
         )  # fmt: skip
-        self.runner = Runner(model, num_pages, self.limits.page_size, self.limits.max_sequences)
+        self.runner = Runner(model, num_pages, page_size, self.limits.max_sequences, backend)
         self._stats = EngineStats()
         self._requests: dict[RequestId, Request] = {}
         self._arrivals = 0

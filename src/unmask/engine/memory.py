@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from unmask.config import EngineLimits
 from unmask.engine.paged import PagedKV
 from unmask.errors import UnmaskError
 from unmask.models import Decoder
@@ -15,13 +14,13 @@ from unmask.models import Decoder
 _GB = 10**9
 
 
-def num_pages_in_budget(model: Decoder, limits: EngineLimits) -> int:
+def num_pages_in_budget(model: Decoder, page_size: int, kv_memory_gb: float | None) -> int:
     """Raises `UnmaskError` if not even one page fits."""
-    budget = default_budget(model.device) if limits.kv_memory_gb is None else limits.kv_memory_gb * _GB
-    page_bytes = limits.page_size * PagedKV.bytes_per_token(model.spec, model.dtype, model.device)
+    budget = default_budget(model.device) if kv_memory_gb is None else kv_memory_gb * _GB
+    page_bytes = page_size * PagedKV.bytes_per_token(model.spec, model.dtype, model.device)
     if budget < page_bytes:
         raise UnmaskError(
-            f"{budget / _GB:.3g} GB hold no page of {limits.page_size} tokens, which takes {page_bytes / _GB:.3g} GB; "
+            f"{budget / _GB:.3g} GB hold no page of {page_size} tokens, which takes {page_bytes / _GB:.3g} GB; "
             "raise kv_memory_gb or lower page_size"
         )
     return int(budget // page_bytes)

@@ -11,14 +11,20 @@ H query heads, G key/value heads, K head_dim.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from unmask.attention import TokenLayout, visibility
+from unmask.attention import PAD_DOC, TokenLayout, is_visible, visibility
+from unmask.attention.flex import compiled_flex_attention
+from unmask.errors import UnmaskError
+from unmask.models import Decoder
 from unmask.models.spec import ModelSpec
 
 
@@ -97,15 +103,17 @@ class PagedForward:
     order_N: for each packed token its place in the concatenation of all groups' queries.
     """
 
-    def __init__(self, kv: PagedKV, groups: list[RowGroup], token_M: Tensor, slot_M: Tensor, order_N: Tensor):
-        self.kv, self.groups, self.token_M, self.slot_M, self.order_N = kv, groups, token_M, slot_M, order_N
-        self._masks: list[Tensor] = []
+    def __init__(
+        self, kv: PagedKV, groups: list[RowGroup], token_M: Tensor, slot_M: Tensor, order_N: Tensor, backend: RowBackend
+    ):
+        self.kv, self.token_M, self.slot_M, self.order_N = kv, token_M, slot_M, order_N
+        self._groups = [(group, DenseRows(group, kv) if group.page_RP is None else backend(group, kv)) for group in groups]
 
     def attention(self, layout: TokenLayout) -> PagedForward:
         return self  # the groups know what is seen
 
     def extend(self, layer: int, k_1GNK: Tensor, v_1GNK: Tensor) -> tuple[Tensor, Tensor]:
-        """Writes the new keys and values to their pages; returns them packed, [N, G, K], with the layer they belong to."""
+        """Writes the new keys and values to their pages; returns them packed, [N, G, K]."""
         self.layer = layer
         k_NGK, v_NGK = k_1GNK[0].transpose(0, 1), v_1GNK[0].transpose(0, 1)
         dtype = storage_dtype(v_NGK.dtype, self.kv.device)
@@ -120,26 +128,98 @@ class PagedForward:
         """Attention output [1, H, N, K]."""
         q_NHK = q_1HNK[0].transpose(0, 1).to(k_NGK.dtype)
         outs = []
-        for i, group in enumerate(self.groups):
-            if group.page_RP is not None:
-                k_RSGK = self.kv.gather("k", self.kv.k[self.layer], group.page_RP)
-                v_RSGK = self.kv.gather("v", self.kv.v[self.layer], group.page_RP)
+        for group, attend in self._groups:
+            if group.key_RS is not None:
+                out_RTHK = attend(q_NHK[group.query_RT], k_NGK[group.key_RS], v_NGK[group.key_RS])
             else:
-                k_RSGK, v_RSGK = k_NGK[group.key_RS], v_NGK[group.key_RS]
-            if len(self._masks) == i:
-                self._masks.append(visibility(group.q, group.k))
-            outs.append(attend_rows(q_NHK[group.query_RT], k_RSGK, v_RSGK, self._masks[i]).flatten(0, 1))
+                out_RTHK = attend(q_NHK[group.query_RT], self.kv.k[self.layer], self.kv.v[self.layer])
+            outs.append(out_RTHK.flatten(0, 1))
         out_NHK = (outs[0] if len(outs) == 1 else torch.cat(outs))[self.order_N]
         return out_NHK.to(q_1HNK.dtype).transpose(0, 1)[None]
 
 
-def attend_rows(q_RTHK: Tensor, k_RSGK: Tensor, v_RSGK: Tensor, mask_RTS: Tensor) -> Tensor:
-    """[R, T, H, K]. The query heads of a key head are laid side by side as queries: K and V are read once for all of them."""
-    rows, num_queries, num_heads, head_dim = q_RTHK.shape
-    groups = k_RSGK.shape[2]
-    share = num_heads // groups
-    q = q_RTHK.view(rows, num_queries, groups, share, head_dim).permute(0, 2, 3, 1, 4)
-    q = q.reshape(rows, groups, share * num_queries, head_dim)
-    mask = mask_RTS[:, None].expand(-1, share, -1, -1).reshape(rows, 1, share * num_queries, -1)
-    out = F.scaled_dot_product_attention(q, k_RSGK.transpose(1, 2), v_RSGK.transpose(1, 2), attn_mask=mask)
-    return out.view(rows, groups, share, num_queries, head_dim).permute(0, 3, 1, 2, 4).reshape(q_RTHK.shape)
+class AttendRows(Protocol):
+    """Attention of one group of rows: queries [R, T, H, K] to [R, T, H, K].
+
+    Keys and values are a layer's pages [pages, page_size, G, K], of which the rows see `page_RP`; for a group without pages
+    they are given row by row [R, S, G, K].
+    """
+
+    def __call__(self, q_RTHK: Tensor, k: Tensor, v: Tensor, /) -> Tensor: ...
+
+
+RowBackend = Callable[[RowGroup, PagedKV], AttendRows]
+
+
+class DenseRows:
+    """Pages copied together, the rule as a boolean mask for PyTorch's scaled_dot_product_attention. Runs everywhere."""
+
+    def __init__(self, group: RowGroup, kv: PagedKV):
+        self.group, self.kv = group, kv
+        self.mask_RTS = visibility(group.q, group.k)
+
+    def __call__(self, q_RTHK: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if self.group.page_RP is not None:
+            k, v = self.kv.gather("k", k, self.group.page_RP), self.kv.gather("v", v, self.group.page_RP)
+        # The query heads of a key head are laid side by side as queries: K and V are read once for all of them.
+        rows, num_queries, num_heads, head_dim = q_RTHK.shape
+        num_groups = k.shape[2]
+        share = num_heads // num_groups
+        q = q_RTHK.view(rows, num_queries, num_groups, share, head_dim).permute(0, 2, 3, 1, 4)
+        q = q.reshape(rows, num_groups, share * num_queries, head_dim)
+        mask = self.mask_RTS[:, None].expand(-1, share, -1, -1).reshape(rows, 1, share * num_queries, -1)
+        out = F.scaled_dot_product_attention(q, k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
+        return out.view(rows, num_groups, share, num_queries, head_dim).permute(0, 3, 1, 2, 4).reshape(q_RTHK.shape)
+
+
+class FlexRows:
+    """FlexAttention on the pages where they lie: a block of its mask is a page. For GPUs."""
+
+    def __init__(self, group: RowGroup, kv: PagedKV):
+        assert group.page_RP is not None
+        q, k, page_size, num_pages = group.q, group.k, kv.page_size, kv.shape[1]
+        rows, num_queries = group.query_RT.shape
+        place_P = torch.arange(group.page_RP.shape[1], device=kv.device)
+        num_used_R = ((k.doc_BL != PAD_DOC).sum(1) + page_size - 1) // page_size
+        # From a page to its place in the row, -1 = none; what a row's table has beyond its pages goes to an extra column.
+        page_RP = torch.where(place_P < num_used_R[:, None], group.page_RP, num_pages)
+        place_of = torch.full((rows, num_pages + 1), -1, device=kv.device).scatter_(1, page_RP, place_P.expand_as(page_RP))
+        place_of[:, num_pages] = -1
+
+        def mask_mod(b, h, q_index, slot):
+            place = place_of[b, slot // page_size]
+            position = place.clamp(min=0) * page_size + slot % page_size
+            seen = is_visible(
+                q.doc_BL[b, q_index], q.block_BL[b, q_index], q.copy_BL[b, q_index],
+                k.doc_BL[b, position], k.block_BL[b, position], k.copy_BL[b, position],
+            )  # fmt: skip
+            return seen & (place >= 0)
+
+        query_block = 128
+        num_blocks = -(-num_queries // query_block)
+        self.block_mask = BlockMask.from_kv_blocks(
+            num_used_R.int()[:, None, None].expand(-1, 1, num_blocks).contiguous(),
+            group.page_RP.int()[:, None, None].expand(-1, 1, num_blocks, -1).contiguous(),
+            BLOCK_SIZE=(query_block, page_size), mask_mod=mask_mod, seq_lengths=(num_queries, num_pages * page_size),
+            compute_q_blocks=False,  # for backward only; would need as many columns as the pool has pages
+        )  # fmt: skip
+        self._attend = compiled_flex_attention() if kv.device.type == "cuda" else flex_attention
+
+    def __call__(self, q_RTHK: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        k_1GSK, v_1GSK = (pool.flatten(0, 1).transpose(0, 1)[None] for pool in (k, v))
+        out = self._attend(q_RTHK.transpose(1, 2), k_1GSK, v_1GSK, block_mask=self.block_mask, enable_gqa=True)
+        return out.transpose(1, 2)
+
+
+ROW_BACKENDS: dict[str, RowBackend] = {"dense": DenseRows, "flex": FlexRows}
+
+
+def pick_row_backend(name: str, model: Decoder) -> RowBackend:
+    """ "auto": FlexAttention on GPUs whose kernels take the model's heads, else the dense one. Raises `UnmaskError`."""
+    if name == "auto":
+        head_dim = model.spec.head_dim
+        fits = head_dim >= 16 and head_dim & (head_dim - 1) == 0  # a power of two
+        name = "flex" if model.device.type == "cuda" and fits else "dense"
+    if name not in ROW_BACKENDS:
+        raise UnmaskError(f"unknown attention_backend {name!r} of the engine; known: auto, {', '.join(ROW_BACKENDS)}")
+    return ROW_BACKENDS[name]
