@@ -75,7 +75,11 @@ def test_engine_is_generate_on_a_gpu(gpu_model, attention_backend, strategy) -> 
     params = SamplingParams(max_new_tokens=40, block_size=4, remasking_strategy=strategy, confidence_threshold=0.3)
     prompts = [*random_prompts(range(12)), *random_prompts([30]) * 8]
     want = generate(gpu_model, prompts, params)
-    for limits in ({"num_pages": 64}, {"num_pages": 4, "max_tokens_per_forward": 32}):
+    for limits in (
+        {"num_pages": 64},
+        {"num_pages": 4, "max_tokens_per_forward": 32},
+        {"num_pages": 64, "use_cuda_graphs": True},
+    ):
         got = Engine(gpu_model, attention_backend=attention_backend, **limits).generate(prompts, params)
         same = [(a.canvas_ids, a.step_map) == (b.canvas_ids, b.step_map) for a, b in zip(got, want, strict=True)]
         assert sum(same) >= 19  # float32 sums in another order may turn one close call

@@ -73,6 +73,7 @@ class EngineLimits(Section):
     num_pages: int | None = Field(None, ge=1, description="pages of keys and values; None = as many as kv_memory_gb holds")
     page_size: int | None = Field(None, ge=1, le=2**16, description="tokens of a page; None = CPUs: 16, GPUs: 128")
     attention_backend: str = Field("auto", description="auto = flex on GPUs where it can, else dense; both are exact")
+    use_cuda_graphs: bool = Field(False, description="GPUs: launches of decoding forwards are recorded and replayed")
     use_prefix_cache: bool = Field(True, description="equal beginnings of prompts share keys and values")
 
 

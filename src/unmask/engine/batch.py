@@ -23,6 +23,7 @@ class Batch:
     ids_1N and layout: the packed tokens, one `doc` per row.
     groups, token_M, slot_M, order_N: see `PagedForward`.
     first_R: where each row's tokens begin in the packed row (on the host).
+    is_decoding: every row is at a block, or at two; nothing is prefilled.
     """
 
     ids_1N: Tensor
@@ -32,9 +33,11 @@ class Batch:
     slot_M: Tensor
     order_N: Tensor
     first_R: np.ndarray
+    is_decoding: bool
 
 
-def build_batch(rows: list[Row], page_size: int, device: torch.device) -> Batch:
+def build_batch(rows: list[Row], page_size: int, device: torch.device, *, in_one_group: bool = False) -> Batch:
+    """in_one_group: rows that decode are not sorted into groups of similar length."""
     start_R, end_R, key_end_R, grid_R = np.array([(r.query_start, r.query_end, r.key_end, _grid(r)) for r in rows]).T
     length_R = end_R - start_R
     first_R = np.cumsum(length_R) - length_R
@@ -56,7 +59,9 @@ def build_batch(rows: list[Row], page_size: int, device: torch.device) -> Batch:
 
     groups, order_N, num_queries = [], np.empty(len(row_N), dtype=np.int64), 0
     is_alone_R = (start_R == 0) & (end_R == key_end_R)  # sees nothing but the forward's own tokens
-    for members in group_rows(is_alone_R, length_R, key_end_R):
+    is_decoding = not is_alone_R.any() and bool((length_R <= 2 * grid_R).all())
+    everything = [np.arange(len(rows))]
+    for members in everything if is_decoding and in_one_group else group_rows(is_alone_R, length_R, key_end_R):
         widest = int(length_R[members].max())
         column_T = np.arange(widest)
         is_query_RT = column_T < length_R[members, None]
@@ -86,7 +91,7 @@ def build_batch(rows: list[Row], page_size: int, device: torch.device) -> Batch:
     doc, block, position = (to_device(array)[None] for array in (row_N, block_N, position_N))
     layout = TokenLayout(doc, block, torch.zeros_like(doc), position)
     ids_1N = to_device(ids_N)[None]
-    return Batch(ids_1N, layout, groups, to_device(token_M), to_device(slot_M), to_device(order_N), first_R)
+    return Batch(ids_1N, layout, groups, to_device(token_M), to_device(slot_M), to_device(order_N), first_R, is_decoding)
 
 
 def group_rows(is_alone_R: np.ndarray, length_R: np.ndarray, key_end_R: np.ndarray) -> list[np.ndarray]:

@@ -71,7 +71,11 @@ class Engine:
             pool, max_sequences=self.limits.max_sequences, max_tokens=self.limits.max_tokens_per_forward,
             use_prefix_cache=self.limits.use_prefix_cache, shares_last_block=not model.spec.shift_logits,
         )  # fmt: skip
-        self.runner = Runner(model, num_pages, page_size, self.limits.max_sequences, backend)
+        if self.limits.use_cuda_graphs and model.device.type != "cuda":
+            raise UnmaskError(f"Engine: use_cuda_graphs needs a model on a GPU; this one is on {model.device}")
+        self.runner = Runner(
+            model, num_pages, page_size, self.limits.max_sequences, backend, use_cuda_graphs=self.limits.use_cuda_graphs
+        )
         self._stats = EngineStats()
         self._requests: dict[RequestId, Request] = {}
         self._arrivals = 0

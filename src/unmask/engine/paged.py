@@ -51,10 +51,11 @@ class PagedKV:
     """
 
     def __init__(self, spec: ModelSpec, num_pages: int, page_size: int, device: torch.device):
-        self.shape = (spec.num_layers, num_pages, page_size, spec.num_kv_heads, spec.head_dim)
+        self.shape = (spec.num_layers, num_pages + 1, page_size, spec.num_kv_heads, spec.head_dim)
         self.page_size, self.device = page_size, device
+        self.spare_page = num_pages  # takes what padding writes
         self.k = self.v = torch.empty(0, device=device)
-        self._space: dict[str, Tensor] = {}
+        self.space: dict[str, Tensor] = {}  # for copies of pages, by name
 
     @staticmethod
     def bytes_per_token(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> int:
@@ -77,9 +78,9 @@ class PagedKV:
         rows, num_pages = page_RP.shape
         shape = (rows * num_pages, *pool.shape[1:])
         numel = shape[0] * pool[0].numel()
-        space = self._space.get(name)
+        space = self.space.get(name)
         if space is None or space.numel() < numel or space.dtype != pool.dtype:
-            space = self._space[name] = torch.empty(max(1, numel), dtype=pool.dtype, device=pool.device)
+            space = self.space[name] = torch.empty(max(1, numel), dtype=pool.dtype, device=pool.device)
         out = space[:numel].view(shape)
         torch.index_select(pool, 0, page_RP.reshape(-1), out=out)
         return out.view(rows, num_pages * shape[1], *shape[2:])

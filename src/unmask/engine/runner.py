@@ -10,6 +10,7 @@ from torch import Tensor
 
 from unmask.diffusion.denoising import StepResult, StepRows, denoise
 from unmask.engine.batch import Batch, build_batch
+from unmask.engine.graphs import StaticForwards
 from unmask.engine.paged import DenseRows, PagedForward, PagedKV, RowBackend
 from unmask.engine.request import Row
 from unmask.engine.scheduler import Plan
@@ -19,16 +20,22 @@ from unmask.models import Decoder
 class Runner:
     """Holds the model, the pages' content and, for families with shifted logits, the hidden state before each window."""
 
-    def __init__(self, model: Decoder, num_pages: int, page_size: int, max_sequences: int, backend: RowBackend = DenseRows):
+    def __init__(
+        self, model: Decoder, num_pages: int, page_size: int, max_sequences: int, backend: RowBackend = DenseRows,
+        *, use_cuda_graphs: bool = False,
+    ):  # fmt: skip
         self.model, self.backend = model, backend
         self.kv = PagedKV(model.spec, num_pages, page_size, model.device)
+        self.static = StaticForwards(model, self.kv, backend) if use_cuda_graphs else None
         self._edge_CD: Tensor | None = None
         self._max_sequences = max_sequences
 
     @torch.inference_mode()
     def forward(self, rows: list[Row]) -> tuple[Tensor, Batch]:
         """Hidden states [N, D] of the rows' tokens, where they are computed (shifts are not undone)."""
-        batch = build_batch(rows, self.kv.page_size, self.model.device)
+        batch = build_batch(rows, self.kv.page_size, self.model.device, in_one_group=self.static is not None)
+        if self.static is not None and self.static.takes(batch):
+            return self.static(batch), batch
         paged = PagedForward(self.kv, batch.groups, batch.token_M, batch.slot_M, batch.order_N, self.backend)
         return self.model(batch.ids_1N, batch.layout, cache=paged, undoes_shift=False)[0], batch
 
