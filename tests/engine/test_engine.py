@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import pytest
@@ -171,6 +172,22 @@ def test_equal_beginnings_are_found(model) -> None:
     assert_same(engine.generate([turn], params), generate(model, [turn], params))
     # The last block of a finished sequence is never committed: 48 + 4 tokens are known, 4 + 4 are new.
     assert engine.stats.num_prefill_tokens == 68 + 8
+
+
+def test_shifted_logits_with_blocks() -> None:
+    """No family here is both; one that is (Fast-dLLM v2) reads a window's first prediction at the token before it."""
+    model = full_attention_model("dream")
+    model.spec = dataclasses.replace(model.spec, attention="block_causal", block_size=4)
+    params = SamplingParams(max_new_tokens=17, confidence_threshold=0.3, stop_token_ids=(11,))
+    prompts = [*random_prompts(range(11)), *random_prompts([20]) * 4]
+    want = generate(model, prompts, params)
+    engine = Engine(model, num_pages=60, page_size=4)
+    assert_same(engine.generate(prompts, params), want)
+    assert_same(engine.generate(prompts, params), want)  # now all but the last block of each prompt is known
+    assert engine.stats.num_shared_tokens > 50
+    engine = Engine(model, num_pages=12, page_size=4, max_tokens_per_forward=9)
+    assert_same(engine.generate(prompts, params), want)
+    assert engine.stats.num_preemptions > 0
 
 
 def test_blocks_of_another_size_are_not_shared(model) -> None:

@@ -128,7 +128,6 @@ class PagePool:
         """Forgets all content (the weights have changed); users keep their pages."""
         self._nodes.clear()
         self._keys_of_page.clear()
-        self._roots.clear()  # nodes of before lead nowhere
         self._free.extend(self._unused)
         self._unused.clear()
 
