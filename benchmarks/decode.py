@@ -129,9 +129,8 @@ def measure(name: str, args: argparse.Namespace) -> None:
     print_ratios(f"  time for {total} tokens, scaled from the sequences measured", scaled, baseline, notes)
     if work.is_block_causal and args.group > 1:
         alone = run_engine(engine, work.distinct, params[: len(work.distinct)]).stats.num_prefill_tokens
-        print(
-            f"  prompt tokens prefilled: {alone} with one response to each, {runs[-1].stats.num_prefill_tokens} with {args.group}"
-        )
+        counts = (alone, runs[-1].stats.num_prefill_tokens)
+        print(f"  prompt tokens prefilled: {counts[0]} with one response to each, {counts[1]} with {args.group}")
     if args.profile:
         print_profile(engine, prompts, params)
 
@@ -157,7 +156,8 @@ def report_engine(work: Work, runs: list[Run], page_size: int, grown: int | None
         "tokens per denoising step": (f"{per_step:.3f}", f"measured{wanted}"),
         "tokens per forward": (f"{tokens / num_forwards:.3f}", f"{tokens / stats.num_forwards:.1f} of the whole batch"),
         "time to first block": (f"{first:.3f} s", f"the first of all; {middle:.3f} s median over sequences"),
-        "prompt tokens prefilled": (f"{stats.num_prefill_tokens}", f"{len(work.distinct)} prompts, {args.group} responses to each"),
+        "prompt tokens prefilled": (
+            f"{stats.num_prefill_tokens}", f"{len(work.distinct)} prompts, {args.group} responses to each"),
         "peak memory": (
             "unknown" if grown is None else f"{grown / 1e6:.0f} MB",
             f"more than before the first run; pages in use {pages / 1e6:.0f} MB"),

@@ -83,6 +83,11 @@ class SamplingParams(BaseModel):
         None, ge=0, description="with cache prefix: tokens after the block that are recomputed and seen; None = all"
     )
 
+    @field_validator("stop_token_ids", "stop_strings", mode="before")
+    @classmethod
+    def _one_is_a_tuple_of_one(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, int | str) else value
+
     @field_validator("temperature")
     @classmethod
     def _no_vanishing_temperature(cls, value: float) -> float:
@@ -222,7 +227,7 @@ class TraceRecord:
     canvas_pieces: list[str] = field(default_factory=list)
     answer: str | None = None
     reward: float | None = None
-    checkpoint: str = ""  # what decoded it, as the command was told
+    checkpoint: str = ""  # name and fingerprint of the model folder that decoded it
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 import pytest
 
 from tests.recipes import unmask
+from unmask.launch import find_model_folder
 
 ROWS = [{"id": f"q{i}", "question": f"{i}+2=?"} for i in range(6)]
 
@@ -144,6 +146,33 @@ def test_output_of_something_else_is_left_alone(trained, rows, tmp_path) -> None
         assert message in result.stderr
         assert "--overwrite" in result.stderr
         assert output.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"my": "json"}', "does not end with a line of traces"),
+        ("a diary\nof three\nlines", "out.jsonl:1: is not a line of traces"),
+        ('{"my": "json"}\n', "out.jsonl:1: unknown field 'my'"),
+    ],
+)
+def test_foreign_files_are_left_alone(trained, rows, tmp_path, content, message) -> None:
+    output = tmp_path / "out.jsonl"
+    output.write_text(content)
+    result = generate(trained, rows, output)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert message in result.stderr
+    assert output.read_text() == content
+    broken = generate(trained, rows, output, "--overwrite", "engine.num_pages=1", "max_new_tokens=100")
+    assert (broken.returncode, output.read_text()) == (2, content)  # nothing was decoded: nothing is replaced
+
+
+def test_a_moved_checkpoint_is_the_same_one(trained, rows, tmp_path) -> None:
+    output, moved = tmp_path / "out.jsonl", tmp_path / "moved"
+    generate(trained, rows, output)
+    shutil.copytree(find_model_folder(str(trained / "rl")), moved)
+    result = unmask("generate", moved, "--input", rows, "--output", output, "max_new_tokens=8")
+    assert (result.returncode, "(6 were there already)" in result.stderr) == (0, True), result.stderr
 
 
 def test_two_rows_with_one_id(trained, tmp_path) -> None:

@@ -130,9 +130,13 @@ def test_min_tokens(kind) -> None:
 
 
 def test_min_tokens_of_stop_strings() -> None:
-    s = sequence(make_model(), [], max_new_tokens=8, block_size=8, stop_token_ids=(), stop_strings=("b",), min_tokens=4)
-    assert unmask(s, {i: i + 1 for i in range(8)})
-    assert (s.finish_reason, s.num_response_tokens) == ("stop", 4)
+    """A string in the first tokens ends the response as soon as it is long enough, which may be blocks later."""
+    s = sequence(make_model(), [], max_new_tokens=12, block_size=4, stop_token_ids=(), stop_strings=("b",), min_tokens=6)
+    assert not unmask(s, {i: i + 1 for i in range(4)})
+    assert unmask(s, {i: i + 1 for i in range(4, 8)})
+    assert (s.finish_reason, s.num_response_tokens) == ("stop", 6)
+    trace = s.trace()
+    assert type(trace).from_dict(trace.to_dict()) == trace
 
 
 def test_stop_strings_in_both_samplers(model) -> None:

@@ -24,8 +24,11 @@ def fingerprint(sequence: DecodingSequence, position: int) -> tuple:
 class SymbolicResult:
     """A step's outcome as a pure function of seed, step and position."""
 
-    def apply(self, sequences: list[DecodingSequence]) -> list[bool]:
-        return [advance(sequence) for sequence in sequences]
+    def fetch(self, num_rows: int) -> list[SymbolicResult]:
+        return [self] * num_rows
+
+    def apply(self, sequence: DecodingSequence) -> bool:
+        return advance(sequence)
 
 
 def advance(s: DecodingSequence) -> bool:
@@ -72,5 +75,5 @@ class SymbolicRunner:
 
 def symbolic_engine(model, **limits) -> Engine:
     engine = Engine(model, **limits)
-    engine.runner = SymbolicRunner(engine)
+    engine.runner = SymbolicRunner(engine)  # type: ignore
     return engine

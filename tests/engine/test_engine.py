@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,7 +16,8 @@ from unmask.diffusion.generate import generate
 from unmask.diffusion.remasking import STRATEGIES
 from unmask.engine import Engine
 from unmask.errors import UnmaskError
-from unmask.types import SamplingParams
+from unmask.models import Decoder
+from unmask.types import SamplingParams, Trace
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -279,22 +282,177 @@ def test_abort_returns_what_there_is(model) -> None:
     assert_nothing_left(engine)
 
 
-def test_the_engine_survives_an_error(model, monkeypatch) -> None:
-    engine, prompts = Engine(model, num_pages=40), random_prompts([5, 9])
-    params = SamplingParams(max_new_tokens=9)
-    head, calls = model.head, []
-
-    def failing(hidden):
+def interrupt(at: int, calls: list):
+    def head(hidden):
         calls.append(1)
-        if len(calls) == 3:
+        if len(calls) == at:
             raise KeyboardInterrupt
-        return head(hidden)
+        return Decoder.head(head.model, hidden)
 
-    monkeypatch.setattr(engine.runner.model, "head", failing)
-    with pytest.raises(KeyboardInterrupt):
-        engine.generate(prompts, params)
+    return head
+
+
+@pytest.mark.parametrize("kind", ["sdar", "dream"])
+@pytest.mark.parametrize("at", [1, 2, 3, 7])
+def test_an_interrupted_forward_changes_nothing(kind, at, monkeypatch) -> None:
+    """Also where the plan had pages to copy, and in the middle of a window with kept keys and values."""
+    model = any_model(kind)
+    params = SamplingParams(max_new_tokens=14, block_size=6, stop_token_ids=(), cache="auto" if kind == "sdar" else "dual")
+    prompts = random_prompts([21, 21, 9])
+    prompts[1] = prompts[0]
+    want = Engine(model).generate(prompts, params)
+    engine, calls = Engine(model, num_pages=40), []
+    for i, prompt in enumerate(prompts):
+        engine.add_request(prompt, params.model_copy(update={"seed": i}))
+    head = interrupt(at, calls)
+    head.model = model
+    monkeypatch.setattr(model, "head", head)
+    traces = {}
+    while engine.has_work:
+        try:
+            traces |= {o.id: o.trace for o in engine.step() if o.trace}
+        except KeyboardInterrupt:
+            assert len(calls) == at
+    assert_same([traces[i] for i in range(3)], want)
+    assert_nothing_left(engine)
+
+
+def test_an_interrupted_generate_takes_its_requests_out(model, monkeypatch) -> None:
+    engine = Engine(model, num_pages=40)
+    prompts, params = random_prompts([5, 9]), SamplingParams(max_new_tokens=9)
+    head = interrupt(3, [])
+    head.model = model
+    with monkeypatch.context() as patched:
+        patched.setattr(model, "head", head)
+        with pytest.raises(KeyboardInterrupt):
+            engine.generate(prompts, params)
     assert_nothing_left(engine)
     assert_same(engine.generate(prompts, params), generate(model, prompts, params))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_broken_weights_are_named_and_leave_nothing_behind(temperature) -> None:
+    model, params = make_model(), SamplingParams(max_new_tokens=9, temperature=temperature)
+    engine, prompts = Engine(model, num_pages=20), random_prompts([20, 3])
+    good = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        model.layers[0].mlp.down_proj.weight[3, 3] = torch.nan
+    engine.update_weights()
+    for decode in (engine.generate, lambda *a: generate(model, *a)):
+        with pytest.raises(UnmaskError, match="not finite"):
+            decode(prompts, params)
+    engine.update_weights(good)
+    assert_same(engine.generate(prompts, params), generate(make_model(), prompts, params))
+    assert_nothing_left(engine)
+
+
+def test_an_error_of_decode_concerns_its_request_only(model) -> None:
+    """The step is undone for the one request; others have had it. Without the request, all goes on."""
+
+    def decode(ids):
+        if len(ids) > 6:
+            raise RuntimeError("no such token")
+        return ""
+
+    params = SamplingParams(max_new_tokens=20, block_size=4, stop_token_ids=())
+    prompts = random_prompts([3, 5, 7])
+    want = generate(model, prompts, params)
+    engine, traces, num_errors = Engine(model, decode=decode), {}, 0
+    for i, prompt in enumerate(prompts):
+        stops = ("x",) if i == 1 else ()
+        engine.add_request(prompt, params.model_copy(update={"seed": i, "stop_strings": stops}))
+    while engine.has_work:
+        try:
+            traces |= {o.id: o.trace for o in engine.step() if o.trace}
+        except RuntimeError:
+            num_errors += 1
+            if num_errors == 3:
+                broken = engine.abort(1)
+    done = broken.num_response_tokens
+    assert broken.response_ids == want[1].canvas_ids[:done]
+    assert_same([traces[0], traces[2]], [want[0], want[2]])
+
+
+def test_streams_may_be_mixed_with_everything(model) -> None:
+    params = SamplingParams(max_new_tokens=12, block_size=4, stop_token_ids=())
+    engine = Engine(model)
+    prompts = random_prompts([3, 5, 7, 9])
+    want = generate(model, prompts, params)
+    first, second = engine.stream(prompts[:2], params), engine.stream(prompts[2:], params.model_copy(update={"seed": 2}))
+    own = engine.add_request(prompts[0], params)
+    traces = {}
+    for _ in range(100):
+        for number, stream in enumerate((first, second)):
+            for index, news in stream:
+                if news.trace:
+                    traces[2 * number + index] = news.trace
+                break
+    assert_same([traces[i] for i in range(4)], want)
+    left = run(engine, 100)
+    assert set(left) == {own}
+    assert_same([left[own]], [want[0]])
+    for _, news in engine.stream(prompts[:1], params):  # aborted while it is streamed
+        if news.id in engine._requests:
+            engine.abort(news.id)
+    for _ in engine.stream(prompts[:1], params):  # its news are taken by somebody else
+        engine.step()
+    assert engine.generate(prompts[:1], params)[0].canvas_ids == want[0].canvas_ids
+
+
+def test_news_of_finished_requests_outlive_a_closed_stream(model) -> None:
+    params = SamplingParams(max_new_tokens=4, block_size=4, stop_token_ids=())
+    engine = Engine(model)
+    own = engine.add_request([5, 6], params)
+    stream = engine.stream([[7]], params.model_copy(update={"max_new_tokens": 40}))
+    while own in engine._requests:
+        next(stream)
+    stream.close()
+    assert set(run(engine, 10)) == {own}
+
+
+def test_numbers_given_as_ids_are_not_taken_twice(model) -> None:
+    engine = Engine(model)
+    engine.add_request([3], request_id=1)
+    assert len(engine.generate([[4], [5], [6]], SamplingParams(max_new_tokens=3))) == 3
+
+
+def test_a_long_prompt_lets_others_pass(model) -> None:
+    engine = Engine(model, max_tokens_per_forward=64)
+    params = SamplingParams(max_new_tokens=8, block_size=4, stop_token_ids=())
+    long = engine.add_request(random_prompts([1000])[0], params)
+    short = [engine.add_request(prompt, params) for prompt in random_prompts([9] * 8)]
+    ended = []
+    while engine.has_work:
+        ended += [output.id for output in engine.step() if output.trace]
+        if set(short) <= set(ended):
+            break
+    assert long not in ended
+    assert engine.stats.num_forwards < 15  # with the long one first and alone it would take 16 to begin
+    assert_same([run(engine, 100)[long]], generate(model, random_prompts([1000]), params))
+    assert engine.stats.num_prefill_tokens == 1000 + 8 * 8
+
+
+def test_what_needs_no_pages_waits_for_none() -> None:
+    model = full_attention_model("llada")
+    engine = Engine(model, num_pages=1)
+    params = SamplingParams(max_new_tokens=8, block_size=8, denoising_steps_per_block=4, stop_token_ids=(),
+                            remasking_strategy="low_confidence_static")  # fmt: skip
+    engine.generate(random_prompts([5] * 32), params)
+    assert engine.stats.num_forwards == 4
+
+
+def test_numpy_ids_make_traces_that_can_be_saved(model) -> None:
+    for decode in (Engine(model).generate, lambda *a: generate(model, *a)):
+        (trace,) = decode([list(np.array([5, 6, 7]))], SamplingParams(max_new_tokens=3))
+        assert Trace.from_dict(json.loads(json.dumps(trace.to_dict()))) == trace
+
+
+def test_another_precision_is_named(model) -> None:
+    engine = Engine(model)
+    engine.generate([[5, 6]], SamplingParams(max_new_tokens=3))
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(UnmaskError, match="use one precision, or another engine"):
+        engine.generate([[5, 6]], SamplingParams(max_new_tokens=3))
+    engine.generate([[5, 6]], SamplingParams(max_new_tokens=3))
 
 
 @pytest.mark.parametrize(
@@ -306,6 +464,14 @@ def test_the_engine_survives_an_error(model, monkeypatch) -> None:
         (lambda m: Engine(m, kv_memory_gb=1e-9), "hold no page of 16 tokens, which takes"),
         (lambda m: Engine(m).generate([[99]]), "prompt 0: token id 99 is outside the vocabulary of 40"),
         (lambda m: Engine(m).generate([[3], 4]), "prompt 1 is 4; a prompt is a list of token ids"),
+        (lambda m: Engine(m).generate(None), "prompts are None; give a list of lists of token ids"),
+        (lambda m: Engine(m).generate([[3]], {"seed": 1}), "parameters are {'seed': 1}, not SamplingParams"),
+        (lambda m: Engine(m).generate([[3]], [None]), "prompt 0: its parameters are None, not SamplingParams"),
+        (
+            lambda m: Engine(m).update_weights(m, in_flight="finnish"),
+            "in_flight 'finnish' is unknown; known: finish",
+        ),
+        (lambda m: Engine(m, num_pages=10**12).generate([[3] * 9]), "no memory for 1000000000001 pages of 16 tokens"),
         (lambda m: Engine(m).generate([[3]], []), "0 sampling parameters for 1 prompts"),
         (lambda m: Engine(m).add_request([3], SamplingParams(remasking_strategy="x")), "unknown remasking_strategy 'x'"),
         (lambda m: Engine(m).add_request([3], SamplingParams(cache="dual")), 'cache "dual" is for full-attention models'),
@@ -313,7 +479,7 @@ def test_the_engine_survives_an_error(model, monkeypatch) -> None:
         (lambda m: generate(full_attention_model("llada"), [[3]], SamplingParams(cache="prefix")), "generate keeps no keys"),
         (
             lambda m: Engine(m, num_pages=3, page_size=4).add_request([3] * 5, SamplingParams(max_new_tokens=10, block_size=4)),
-            "a request of 5 prompt and 10 new tokens needs 4 pages of 4 tokens; the pool has 3",
+            "request 0: 5 prompt and 10 new tokens need 4 pages of 4 tokens; the pool has 3",
         ),
     ],
 )

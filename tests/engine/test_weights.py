@@ -111,6 +111,8 @@ def test_old_pages_of_running_requests_are_not_found(model) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (lambda s: s.update({"norm.weight": 3}), "new weights: 'norm.weight' is not a tensor"),
+        (lambda s: s.update({"lm_head.weight": torch.ones(40, 48)}), "the model's head is tied to its embedding; here they"),
         (lambda s: s.pop("norm.weight"), "new weights: tensor 'norm.weight' is missing"),
         (lambda s: s.update(extra=torch.ones(1)), "new weights: the model has no tensor 'extra'"),
         (lambda s: s.update({"norm.weight": torch.ones(3)}), r"new weights: 'norm.weight' has shape \[3\], expected \[48\]"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -48,12 +50,25 @@ def run_generate(
     model = load_model(folder, device=target, dtype=pick_precision(dtype, target))
     tokenizer = ChatTokenizer.load(folder)
     engine = Engine(model, decode=tokenizer.decode, **recipe.engine.model_dump())
+    name = f"{folder.name}@{fingerprint(folder)}"
     if output is None:
-        for record in _in_order(_decode(engine, tokenizer, examples, params, checkpoint), [e.id for e in examples]):
+        for record in _in_order(_decode(engine, tokenizer, examples, params, name), [e.id for e in examples]):
             print(record.response_text, flush=True)
     else:
-        _write(output, engine, tokenizer, examples, params, checkpoint, overwrite)
+        _write(output, engine, tokenizer, examples, params, name, overwrite)
         print(output)
+
+
+def fingerprint(folder: Path) -> str:
+    """Tells checkpoints apart by samples of their weights' bytes, wherever the folder lies."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        size = file.stat().st_size
+        with open(file, "rb") as stream:
+            for i in range(65):
+                stream.seek(max(0, size - 4096) * i // 64)
+                digest.update(stream.read(4096))
+    return digest.hexdigest()[:12]
 
 
 def _examples(prompts: list[str], input_file: Path | None) -> list[Example]:
@@ -145,14 +160,15 @@ def _write(
     from unmask.evaluate import write_records
     from unmask.metrics import JsonlWriter
 
-    if overwrite:
-        output.unlink(missing_ok=True)
-    done = _finished_rows(output, {example.id for example in examples}, checkpoint)
+    done = [] if overwrite else _finished_rows(output, {example.id for example in examples}, checkpoint)
     records = {record.id: record for record in done}
     writer: JsonlWriter | None = None
     try:
         for record in _decode(engine, tokenizer, examples, params, checkpoint, done):
-            writer = writer or JsonlWriter(output)
+            if writer is None:
+                if overwrite:
+                    output.unlink(missing_ok=True)
+                writer = JsonlWriter(output)
             writer.write(record.to_dict())
             records[record.id] = record
     finally:
@@ -162,21 +178,28 @@ def _write(
 
 
 def _finished_rows(output: Path, known_ids: set[str], checkpoint: str) -> list[TraceRecord]:
-    """What an earlier, interrupted run has written; a line it was torn from in the middle is cut off."""
-    if not output.exists() or not output.stat().st_size:
-        return []
-    from unmask.viewer import load_records
+    """What an earlier, interrupted run has written; a line that it was torn from in the middle is cut off.
 
+    Raises `UnmaskError` for a file with anything else in it, which is left as it is.
+    """
+    if not output.exists():
+        return []
     content = output.read_bytes()
-    if not content.endswith(b"\n"):
-        whole = content[: content.rfind(b"\n") + 1]
-        with open(output, "r+b") as file:
-            file.truncate(len(whole))
-        if not whole:
-            return []
-    records = load_records(output)
-    for record in records:
-        if record.id not in known_ids or record.checkpoint != checkpoint:
+    whole, torn = content[: content.rfind(b"\n") + 1], content[content.rfind(b"\n") + 1 :]
+    records: dict[str, TraceRecord] = {}
+    for number, line in enumerate(whole.splitlines(), 1):
+        where = f"{output}:{number}"
+        try:
+            record = TraceRecord.from_dict(json.loads(line), where)
+        except ValueError:
+            raise UnmaskError(f"{where}: is not a line of traces; choose another file, or --overwrite") from None
+        if record.id not in known_ids or record.checkpoint.split("@")[-1] != checkpoint.split("@")[-1]:
             what = "another checkpoint" if record.id in known_ids else "another input"
             raise UnmaskError(f"{output}: has row {record.id!r} of {what}; choose another file, or --overwrite")
-    return list({record.id: record for record in records}.values())
+        records[record.id] = record
+    if torn and not torn.startswith(b'{"id"'[: len(torn)]):
+        raise UnmaskError(f"{output}: does not end with a line of traces; choose another file, or --overwrite")
+    if torn:
+        with open(output, "r+b") as file:
+            file.truncate(len(whole))
+    return list(records.values())

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from unmask.diffusion.counter_rng import uniform
-from unmask.diffusion.drawing import banned_pairs, draw, draw_logprobs
+from unmask.diffusion.drawing import draw, draw_logprobs
 from unmask.diffusion.remasking import StepScores, get_strategy
 from unmask.diffusion.sequence import DecodingSequence
+from unmask.errors import UnmaskError
 from unmask.types import SamplingParams
 
 if TYPE_CHECKING:  # diffusion works on any model with this interface and imports none
@@ -75,6 +76,19 @@ class StepRows:
         return cls(sequences, width, table[0], table[1], table[2], device)
 
 
+class Unmasked(NamedTuple):
+    """What a step unmasked in one row: columns of its window, ascending, with their tokens [n]."""
+
+    columns: np.ndarray
+    ids: np.ndarray
+    logprobs: np.ndarray
+    confidences: np.ndarray
+
+    def apply(self, sequence: DecodingSequence) -> bool:
+        """Moves the sequence on; whether it ended."""
+        return sequence.unmask(self.columns + sequence.window[0], self.ids, self.logprobs, self.confidences)
+
+
 @dataclass(slots=True)
 class StepResult:
     """Tokens drawn in a step, at masked positions of the windows; [R, T], meaningless elsewhere."""
@@ -83,24 +97,25 @@ class StepResult:
     token_RT: Tensor
     logprob_RT: Tensor
     confidence_RT: Tensor
+    is_finite: Tensor
 
-    def apply(self, sequences: Sequence[DecodingSequence]) -> list[bool]:
-        """Moves the step's sequences on; which of them ended. The one moment at which the device is waited for."""
+    def fetch(self, num_rows: int) -> list[Unmasked]:
+        """What each row unmasked. The one moment at which the device is waited for. Raises `UnmaskError` for NaNs."""
         row_M, column_M = self.is_unmasked_RT.nonzero(as_tuple=True)
         table = torch.stack(
             (
                 row_M.double(), column_M.double(), self.token_RT[row_M, column_M].double(),
                 self.logprob_RT[row_M, column_M].double(), self.confidence_RT[row_M, column_M].double(),
             )
-        ).cpu().numpy()  # fmt: skip
-        row, column, token = table[:3].astype(np.int64)
-        bounds = np.searchsorted(row, np.arange(len(sequences) + 1)).tolist()
-        ended = []
-        for i, sequence in enumerate(sequences):
-            part = slice(bounds[i], bounds[i + 1])
-            position = column[part] + sequence.window[0]
-            ended.append(sequence.unmask(position, token[part], table[3, part], table[4, part]))
-        return ended
+        )  # fmt: skip
+        values = torch.cat((table.flatten(), self.is_finite.double()[None])).cpu().numpy()
+        if not values[-1]:
+            raise UnmaskError("the model's outputs are not finite (NaN or infinity): its weights are broken")
+        table_5M = values[:-1].reshape(5, -1)
+        row, column, token = table_5M[:3].astype(np.int64)
+        bounds = np.searchsorted(row, np.arange(num_rows + 1)).tolist()
+        parts = [slice(bounds[i], bounds[i + 1]) for i in range(num_rows)]
+        return [Unmasked(column[part], token[part], table_5M[3, part], table_5M[4, part]) for part in parts]
 
 
 def denoise(head: Callable[[Tensor], Tensor], hidden_ND: Tensor, rows: StepRows, spec: ModelSpec) -> StepResult:
@@ -119,20 +134,21 @@ def denoise(head: Callable[[Tensor], Tensor], hidden_ND: Tensor, rows: StepRows,
     keys = (seed_N, rows.position_N, step_N)
     uniform_N = uniform(*keys, torch.full_like(seed_N, _DRAW))
     settings = {name: params.at(name, rows.row_N) for name in ("temperature", "top_k", "top_p")}
-    banned = _banned(sequences, device)
+    size = max(1, _MAX_CHUNK // spec.vocab_size)
+    banned = _banned(sequences, size, device)
 
     facts: list[tuple[Tensor, ...]] = []
-    size = max(1, _MAX_CHUNK // spec.vocab_size)
     for first in range(0, len(hidden_ND), size):
         piece = slice(first, first + size)
         facts.append(
             _draw_chunk(
                 head(hidden_ND[piece]), uniform_N[piece],
                 {name: value[piece] if isinstance(value, Tensor) else value for name, value in settings.items()},
-                spec.mask_token_id, _in_chunk(banned, piece), needs_entropy, needs_margin,
+                spec.mask_token_id, banned.get(first), needs_entropy, needs_margin,
             )
         )  # fmt: skip
     token_N, logprob_N, confidence_N, entropy_N, margin_N = (torch.cat(values) for values in zip(*facts, strict=True))
+    is_finite = (torch.isfinite(confidence_N) & torch.isfinite(logprob_N)).all()
     if not isinstance(params.pad_penalty, float) or params.pad_penalty != 1.0:
         penalty_N = torch.as_tensor(params.at("pad_penalty", rows.row_N), device=device).reshape(-1)
         score_confidence_N = torch.where(token_N == spec.pad_token_id, confidence_N / penalty_N, confidence_N)
@@ -167,7 +183,7 @@ def denoise(head: Callable[[Tensor], Tensor], hidden_ND: Tensor, rows: StepRows,
     if any(starts):
         is_first_T = torch.arange(rows.width, device=device) == 0
         is_unmasked_RT = torch.where(torch.tensor(starts).to(device)[:, None], is_first_T & is_masked_RT, is_unmasked_RT)
-    return StepResult(is_unmasked_RT, to_window(token_N), to_window(logprob_N), to_window(confidence_N))
+    return StepResult(is_unmasked_RT, to_window(token_N), to_window(logprob_N), to_window(confidence_N), is_finite)
 
 
 def _needs_entropy(strategy: str) -> bool:
@@ -188,7 +204,8 @@ def _draw_chunk(
     confidence_N = (logits_NV.gather(1, token_N1)[:, 0] - total_N).exp()
     entropy_N = margin_N = torch.zeros_like(confidence_N)
     if needs_entropy:
-        own_NV = logits_NV - total_N[:, None]
+        # In float64: an entropy of several nats has noise of 1e-6 in float32, too near to what counts as a tie.
+        own_NV = logits_NV.double().log_softmax(-1)
         entropy_N = -(own_NV.exp() * own_NV).nan_to_num_().sum(-1)
     if needs_margin:
         best_N2 = (logits_NV.topk(2, -1).values - total_N[:, None]).exp()
@@ -196,22 +213,22 @@ def _draw_chunk(
     return token_N, logprobs_NV.gather(1, token_N1)[:, 0], confidence_N, entropy_N, margin_N
 
 
-def _banned(sequences: Sequence[DecodingSequence], device: torch.device) -> tuple[Tensor, Tensor] | None:
-    """(index into N, token id) of stop tokens that may not be drawn yet (`min_tokens`)."""
+def _banned(sequences: Sequence[DecodingSequence], size: int, device: torch.device) -> dict[int, tuple[Tensor, Tensor]]:
+    """For each chunk of `size` positions, (index in it, token id) of stop tokens that may not be drawn yet (`min_tokens`)."""
     if not any(s.params.min_tokens and s.stop_ids for s in sequences):
-        return None
-    pairs, first = [], 0
+        return {}
+    position, token, first = [], [], 0
     for s in sequences:
-        pair = banned_pairs(s.masked < len(s.prompt_ids) + s.params.min_tokens, s.stop_ids, device)
-        if pair is not None:
-            pairs.append((pair[0] + first, pair[1]))
+        early = first + np.flatnonzero(s.masked < len(s.prompt_ids) + s.params.min_tokens)
+        stops = np.array(sorted(s.stop_ids), dtype=np.int64)
+        position.append(np.repeat(early, len(stops)))
+        token.append(np.tile(stops, len(early)))
         first += len(s.masked)
-    return (torch.cat([index for index, _ in pairs]), torch.cat([token for _, token in pairs])) if pairs else None
-
-
-def _in_chunk(banned: tuple[Tensor, Tensor] | None, piece: slice) -> tuple[Tensor, Tensor] | None:
-    if banned is None:
-        return None
-    index_M, token_M = banned
-    is_inside_M = (index_M >= piece.start) & (index_M < piece.stop)
-    return index_M[is_inside_M] - piece.start, token_M[is_inside_M]
+    pairs = np.stack((np.concatenate(position), np.concatenate(token)))
+    table = torch.from_numpy(pairs).to(device, non_blocking=True)
+    found = {}
+    for start in range(0, first, size):
+        a, b = np.searchsorted(pairs[0], (start, start + size)).tolist()
+        if a < b:
+            found[start] = (table[0, a:b] - start, table[1, a:b])
+    return found

@@ -5,20 +5,8 @@ Shape suffixes: N positions, V vocabulary. Settings are one number for all posit
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
-import numpy as np
 import torch
 from torch import Tensor
-
-
-def banned_pairs(is_banned: np.ndarray, token_ids: Collection[int], device: torch.device) -> tuple[Tensor, Tensor] | None:
-    """(index, token id) of every pair of a position with is_banned [N] and one of the tokens; None if there is none."""
-    index, token = np.flatnonzero(is_banned), np.array(sorted(token_ids), dtype=np.int64)
-    if not len(index) or not len(token):
-        return None
-    pairs = torch.from_numpy(np.stack((np.repeat(index, len(token)), np.tile(token, len(index))))).to(device, non_blocking=True)
-    return pairs[0], pairs[1]
 
 
 def draw_logprobs(
@@ -77,4 +65,4 @@ def _invert(logprobs_NV: Tensor, uniform_N: Tensor) -> Tensor:
     total_N1 = cumulative_NV[:, -1:]
     # Strictly below the total, so that a token of probability 0 at the end of the vocabulary is never drawn.
     target_N1 = torch.minimum(uniform_N[:, None] * total_N1, torch.nextafter(total_N1, torch.zeros_like(total_N1)))
-    return torch.searchsorted(cumulative_NV, target_N1, right=True)[:, 0]
+    return torch.searchsorted(cumulative_NV, target_N1, right=True)[:, 0].clamp(max=logprobs_NV.shape[1] - 1)  # NaNs

@@ -39,7 +39,7 @@ def generate(
     prompt, its parameters and the weights, not on the other prompts. decode: token ids to text, for stop strings. Raises
     `UnmaskError` for bad ids or parameters, and for the approximate caches, which are the engine's.
     """
-    params = one_per_prompt(params, len(prompts))
+    params = one_per_prompt(params, prompts)
     sequences = [
         make_sequence(f"prompt {i}", prompt, p, model.spec, decode)
         for i, (prompt, p) in enumerate(zip(prompts, params, strict=True))
@@ -61,7 +61,7 @@ def _step(model: Decoder, rows: list[DecodingSequence]) -> list[DecodingSequence
     step = StepRows.of(rows, model.device)
     hidden_BLD = _forward(model, rows)
     result = denoise(model.head, hidden_BLD[step.row_N, step.position_N], step, model.spec)
-    return [rows[i] for i, ended in enumerate(result.apply(rows)) if not ended]
+    return [row for row, unmasked in zip(rows, result.fetch(len(rows)), strict=True) if not unmasked.apply(row)]
 
 
 def _forward(model: Decoder, rows: list[DecodingSequence]) -> Tensor:

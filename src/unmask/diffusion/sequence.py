@@ -6,6 +6,7 @@ to drawn tokens.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
@@ -89,7 +90,7 @@ class DecodingSequence:
 
     def _enter(self, start: int) -> None:
         self.window = (start, min(start + self.block_size, self.end))
-        self.block_step = 0
+        self.block_step, self._lead = 0, start  # _lead: first mask of the window when it was last looked for a stop
         self.masked = np.arange(max(start, len(self.prompt_ids)), self.window[1])
 
     @property
@@ -113,22 +114,41 @@ class DecodingSequence:
 
     def unmask(self, positions: np.ndarray, ids: np.ndarray, logprobs: np.ndarray, confidences: np.ndarray) -> bool:
         """Records one denoising step: these masked positions [N] (ascending) got these tokens. True = the sequence ended."""
+        before = self.masked
         if len(positions):
             self.ids[positions], self.logprobs[positions], self.confidences[positions] = ids, logprobs, confidences
             self.step_map[positions] = self.step
             self.masked = self.masked[self.step_map[self.masked] < 0]
         self.step += 1
         self.block_step += 1
+        try:
+            self._move_on()
+        except Exception:  # of the caller's `decode`: as if the step had not been
+            self.ids[positions], self.step_map[positions], self.masked = self.mask_token_id, -1, before
+            self.step, self.block_step = self.step - 1, self.block_step - 1
+            raise
+        return self.finish_reason is not None
+
+    def _move_on(self) -> None:
+        """After a step: to the next window or the end, if this one is done."""
         start, end = self.window
         if len(self.masked):
-            if not self.is_block_causal and self._stops(start, int(self.masked[0])):
-                self._finish(int(self.masked[0]))
+            lead = int(self.masked[0])
+            if not self.is_block_causal and lead > self._lead and self._stops(start, lead):
+                self._finish(lead)
+            self._lead = lead
         elif self._stops(max(start, len(self.prompt_ids)), end) or end == self.end:
             self._finish(end)
         else:
             self.block_index += 1
             self._enter(end)
-        return self.finish_reason is not None
+
+    def restart_window(self) -> None:
+        """Back to the state before the window's first step."""
+        window = slice(max(self.window[0], len(self.prompt_ids)), self.window[1])
+        self.ids[window], self.step_map[window] = self.mask_token_id, -1
+        self.step -= self.block_step
+        self._enter(self.window[0])
 
     def _stops(self, start: int, end: int) -> bool:
         """Whether the response, whose last known part is start..end - 1, has come to a stop."""
@@ -140,15 +160,15 @@ class DecodingSequence:
         """Number of response tokens with which the first stop string is complete."""
         assert self.decode is not None
         response = self.ids[len(self.prompt_ids) : end].tolist()[: self.params.max_new_tokens]
+        least = max(1, self.params.min_tokens)
 
         def has_stop(num: int) -> bool:
             text = self.decode(response[:num])  # type: ignore[misc]
             return any(stop in text for stop in self.params.stop_strings)
 
-        if not has_stop(len(response)):
+        if len(response) < least or not has_stop(len(response)):
             return None
-        first = next(num for num in range(1, len(response) + 1) if has_stop(num))
-        return max(first, self.params.min_tokens)
+        return least + bisect_left(range(least, len(response)), True, key=has_stop)
 
     def _finish(self, end: int) -> None:
         counted = self.ids[len(self.prompt_ids) : end].tolist()[: self.params.max_new_tokens]
@@ -197,8 +217,13 @@ def make_sequence(
     """Checks prompt and parameters. Raises `UnmaskError` naming the prompt as it is called."""
     if not isinstance(prompt, Sequence) or isinstance(prompt, str | bytes):
         raise UnmaskError(f"{name} is {prompt!r}; a prompt is a list of token ids")
-    if bad := [t for t in prompt if not (isinstance(t, Integral) and 0 <= t < spec.vocab_size)]:
-        raise UnmaskError(f"{name}: token id {bad[0]!r} is outside the vocabulary of {spec.vocab_size}")
+    if not all(type(t) is int for t in prompt):
+        if bad := [t for t in prompt if not isinstance(t, Integral)]:
+            raise UnmaskError(f"{name}: token id {bad[0]!r} is outside the vocabulary of {spec.vocab_size}")
+        prompt = [int(t) for t in prompt]
+    if prompt and (min(prompt) < 0 or max(prompt) >= spec.vocab_size):
+        bad_id = next(t for t in prompt if not 0 <= t < spec.vocab_size)
+        raise UnmaskError(f"{name}: token id {bad_id} is outside the vocabulary of {spec.vocab_size}")
     if spec.attention == "block_causal" and params.cache in ("prefix", "dual"):
         raise UnmaskError(f'cache "{params.cache}" is for full-attention models; {spec.family} is a block model: use "auto"')
     if spec.attention == "block_causal" and params.unmask_block_start:
@@ -208,11 +233,21 @@ def make_sequence(
     return DecodingSequence(prompt, params, spec, decode)
 
 
-def one_per_prompt(params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int) -> list[SamplingParams]:
+def one_per_prompt(
+    params: SamplingParams | Sequence[SamplingParams] | None, prompts: Sequence[Sequence[int]]
+) -> list[SamplingParams]:
     """One set of parameters per prompt; a single one is shared, prompt i then draws from seed + i. Raises `UnmaskError`."""
+    if not isinstance(prompts, Sequence) or isinstance(prompts, str):
+        raise UnmaskError(f"prompts are {prompts!r}; give a list of lists of token ids")
+    num_prompts = len(prompts)
+    if params is not None and not isinstance(params, SamplingParams | Sequence):
+        raise UnmaskError(f"parameters are {params!r}, not SamplingParams (one, or one per prompt)")
     if params is None or isinstance(params, SamplingParams):
         base = params or SamplingParams()
         return [base.model_copy(update={"seed": (base.seed + i) % 2**63}) for i in range(num_prompts)]
     if len(params) != num_prompts:
         raise UnmaskError(f"{len(params)} sampling parameters for {num_prompts} prompts: give one, or one per prompt")
+    for i, p in enumerate(params):
+        if not isinstance(p, SamplingParams):
+            raise UnmaskError(f"prompt {i}: its parameters are {p!r}, not SamplingParams")
     return list(params)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -79,7 +79,7 @@ class Engine:
         self._stats = EngineStats()
         self._requests: dict[RequestId, Request] = {}
         self._arrivals = 0
-        self._outbox: list[RequestOutput] = []  # of requests that were finished while weights were updated
+        self._inbox: list[RequestOutput] = []  # news that nobody has taken yet
 
     def add_request(
         self,
@@ -93,26 +93,37 @@ class Engine:
 
         Raises `UnmaskError` for what is malformed or can never fit.
         """
-        request_id = self._arrivals if request_id is None else request_id
+        if request_id is None:
+            request_id = self._arrivals
+            while request_id in self._requests:
+                request_id += 1
         if request_id in self._requests:
             raise UnmaskError(f"request {request_id!r} is already being decoded; give another id")
-        params = params or SamplingParams()
+        params = SamplingParams() if params is None else params
+        name = name or f"request {request_id}"
+        sequence = make_sequence(name, prompt_ids, params, self.model.spec, self.decode)
         get_strategy(params.remasking_strategy)
-        sequence = make_sequence(name or f"request {request_id}", prompt_ids, params, self.model.spec, self.decode)
         request = Request(request_id, sequence, self._arrivals)
-        self.scheduler.add(request)
+        self.scheduler.add(request, name)
         self._arrivals += 1
         self._requests[request_id] = request
         return request_id
 
     @property
     def has_work(self) -> bool:
-        return bool(self._requests or self._outbox)
+        """Whether there are requests, or news that `step` has not returned yet."""
+        return bool(self._requests or self._inbox)
 
     def step(self) -> list[RequestOutput]:
-        """One forward; news of the requests that have any, in the order of arrival."""
-        outputs, self._outbox = self._outbox, []
-        return outputs + self._step() if self._requests else outputs
+        """One forward; the news of requests that have any.
+
+        After an exception (an interruption, memory that runs out, NaNs, an error in `decode`) no sequence is changed, and
+        stepping on goes on where it was.
+        """
+        if self._requests:
+            self._step()
+        news, self._inbox = self._inbox, []
+        return news
 
     def generate(
         self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams] | None = None
@@ -145,26 +156,28 @@ class Engine:
         """Adds all or none; what is unfinished at the end (an interruption) is taken out again."""
         ids: list[RequestId] = []
         try:
-            for prompt, p in zip(prompts, one_per_prompt(params, len(prompts)), strict=True):
+            for prompt, p in zip(prompts, one_per_prompt(params, prompts), strict=True):
                 ids.append(self.add_request(prompt, p, name=f"prompt {len(ids)}"))
             yield ids
         finally:
             for request_id in ids:
                 if request_id in self._requests:
                     self.abort(request_id)
+            self._take_news(set(ids))
 
     def _run(self, ids: Sequence[RequestId]) -> Iterator[RequestOutput]:
-        """Steps until these requests are finished; news of others are kept for the next `step`."""
-        mine, others = set(ids), []
-        while mine:
-            for output in self.step():
-                if output.id not in mine:
-                    others.append(output)
-                    continue
-                yield output
-                if output.trace is not None:
-                    mine.remove(output.id)
-        self._outbox += others
+        """Steps until these requests have ended; news of others stay where `step` finds them."""
+        mine = set(ids)
+        while True:
+            yield from self._take_news(mine)
+            if not any(request_id in self._requests for request_id in mine):
+                return
+            self._step()
+
+    def _take_news(self, ids: Collection[RequestId]) -> list[RequestOutput]:
+        taken = [output for output in self._inbox if output.id in ids]
+        self._inbox = [output for output in self._inbox if output.id not in ids]
+        return taken
 
     def abort(self, request_id: RequestId) -> Trace:
         """Takes a request out; its trace so far, with finish_reason "abort". Raises `UnmaskError` for an unknown id."""
@@ -191,6 +204,8 @@ class Engine:
             with the new ones. Already changed weights can only be met by starting over.
         Raises `UnmaskError` naming the first tensor that does not fit; then nothing has changed.
         """
+        if in_flight not in ("finish", "recompute"):
+            raise UnmaskError(f"in_flight {in_flight!r} is unknown; known: finish, recompute")
         is_changed = weights is None or weights is self.model
         state = None if weights is None or is_changed else check_weights(self.model, weights)
         begun = [r for r in self._requests.values() if r.sequence.step > 0 or r.slot >= 0]
@@ -198,7 +213,7 @@ class Engine:
             if is_changed:
                 raise UnmaskError('the weights have changed under requests in flight; they can only start over: "recompute"')
             while any(r.sequence.step > 0 or r.slot >= 0 for r in self._requests.values()):
-                self._outbox += self._step(only_begun=True)
+                self._step(only_begun=True)
         else:
             for request in begun:
                 if request.slot >= 0:
@@ -220,26 +235,39 @@ class Engine:
             peak_pages=self.scheduler.peak_pages,
         )
 
-    def _step(self, *, only_begun: bool = False) -> list[RequestOutput]:
+    def _step(self, *, only_begun: bool = False) -> None:
+        """One forward; its news go to the inbox one by one."""
         plan = self.scheduler.schedule(only_begun=only_begun)
         if not plan.rows:
             raise AssertionError("no row was scheduled")  # the scheduler's promise: the earliest request goes on
-        result = self.runner.run(plan)
+        try:
+            result = self.runner.run(plan)
+            denoised = [row.request for row in plan.rows if row.is_denoising]
+            found = result.fetch(len(denoised)) if result is not None else []
+        except BaseException:
+            self._forget()
+            raise
         self._count(plan.rows)
         for row in plan.rows:
             if row.request.sequence.step == 0:
                 row.request.policy_version = self.policy_version
             self.scheduler.commit(row)
-        if result is None:
-            return []
-        denoised = [row.request for row in plan.rows if row.is_denoising]
-        result.apply([request.sequence for request in denoised])
-        return [output for request in denoised if (output := self._news(request))]
+        for request, unmasked in zip(denoised, found, strict=True):
+            unmasked.apply(request.sequence)
+            if (output := self._news(request)) is not None:
+                self._inbox.append(output)
+
+    def _forget(self) -> None:
+        """After a forward that was not completed, or computed NaNs: what the pages hold is not to be trusted."""
+        for request in list(self.scheduler.running):
+            self.scheduler.preempt(request)
+        self.scheduler.pool.clear()
+        self.runner.kv.clear()
 
     def _news(self, request: Request) -> RequestOutput | None:
         s = request.sequence
         num_final = s.num_final()
-        if num_final == request.num_reported and s.finish_reason is None:
+        if num_final <= request.num_reported and s.finish_reason is None:
             return None
         first = len(s.prompt_ids)
         new_ids = s.ids[first + request.num_reported : first + num_final].tolist()

@@ -64,8 +64,21 @@ class PagedKV:
 
     def allocate(self, dtype: torch.dtype) -> None:
         """dtype: of the keys and values that come (under autocast not that of the weights)."""
+        if self.k.numel() and self.k.dtype != storage_dtype(dtype, self.device):
+            raise UnmaskError(
+                f"the engine keeps {self.k.dtype} keys and values and now gets {dtype}: use one precision, or another engine"
+            )
         if not self.k.numel():
-            self.k, self.v = (zeros(self.shape, storage_dtype(dtype, self.device), self.device) for _ in range(2))
+            try:
+                self.k, self.v = (zeros(self.shape, storage_dtype(dtype, self.device), self.device) for _ in range(2))
+            except (MemoryError, torch.OutOfMemoryError):
+                raise UnmaskError(
+                    f"no memory for {self.shape[1]} pages of {self.page_size} tokens; lower kv_memory_gb or num_pages"
+                ) from None
+
+    def clear(self) -> None:
+        """Gives the memory back; the next write allocates it anew, all zero."""
+        self.k = self.v = torch.empty(0, device=self.device)
 
     def copy_pages(self, source: list[int], target: list[int]) -> None:
         if source and self.k.numel():

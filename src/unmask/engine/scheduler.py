@@ -39,13 +39,13 @@ class Scheduler:
         self.num_preemptions = self.num_shared_tokens = self.peak_pages = 0
         self._slots = list(range(max_sequences - 1, -1, -1))
 
-    def add(self, request: Request) -> None:
-        """Raises `UnmaskError` with the numbers if the request can never fit."""
+    def add(self, request: Request, name: str) -> None:
+        """Raises `UnmaskError` with the numbers if the request, called `name`, can never fit."""
         needed = self.pool.pages_for(request.sequence.end) if request.uses_pages else 0
         if needed > self.pool.num_pages:
             raise UnmaskError(
-                f"a request of {len(request.sequence.prompt_ids)} prompt and {request.sequence.params.max_new_tokens} new "
-                f"tokens needs {needed} pages of {self.pool.page_size} tokens; the pool has {self.pool.num_pages}: "
+                f"{name}: {len(request.sequence.prompt_ids)} prompt and {request.sequence.params.max_new_tokens} new "
+                f"tokens need {needed} pages of {self.pool.page_size} tokens; the pool has {self.pool.num_pages}: "
                 "ask for fewer tokens, or give the engine more memory"
             )
         self.waiting.append(request)
@@ -62,22 +62,47 @@ class Scheduler:
         """Back to waiting, without pages."""
         self.num_preemptions += 1
         self.remove(request)
+        if request.uses_pages and not request.keeps_committed:
+            # Its kept keys and values are those of the window's first step; only from there they can be had again.
+            request.sequence.restart_window()
         insort(self.waiting, request, key=lambda r: r.arrival)
 
     def schedule(self, *, only_begun: bool = False) -> Plan:
         """only_begun: of those waiting, only requests that have had a denoising step may run."""
         plan = Plan()
-        self._assign_pages(plan, [r for r in self.waiting if not only_begun or r.sequence.step > 0])
+        self._assign_pages(plan, [r for r in self.waiting if r.sequence.step > 0] if only_begun else self.waiting.copy())
         self.peak_pages = max(self.peak_pages, self.pool.num_pages - self.pool.num_available)
-        left = self.max_tokens
-        # The earliest first, so that it goes on whatever happens; then those that decode; long prompts take what is left.
-        order = sorted(self.running[1:], key=lambda r: r.is_prefilling)
-        for request in [*self.running[:1], *order]:
-            row = self._row(request, left, is_first=not plan.rows)
+        self._fill(plan)
+        return plan
+
+    def _fill(self, plan: Plan) -> None:
+        """Rows of at most `max_tokens` tokens.
+
+        Those that decode, then long prompts in parts, the shortest first. A long prompt that has come before all others is
+        sure of a quarter, and the earliest request goes on even if it alone has more tokens than a forward.
+        """
+        first, left = self.running[0] if self.running else None, self.max_tokens
+
+        def add(request: Request, limit: int) -> None:
+            nonlocal left
+            row = self._row(request, limit, must_go_on=request is first)
             if row is not None:
                 plan.rows.append(row)
                 left -= row.num_tokens
-        return plan
+
+        prefilling = sorted((r for r in self.running if r.is_prefilling), key=lambda r: r.num_uncommitted)
+        kept = 0
+        if first is not None and first.is_prefilling:
+            b = first.sequence.block_size
+            kept = max(b, self.max_tokens // 4 // b * b)
+        for request in self.running:
+            if not request.is_prefilling:
+                add(request, left - kept)
+        if first is not None and first.is_prefilling:
+            prefilling.remove(first)
+            add(first, max(kept, left - sum(r.denoising_row().num_tokens for r in prefilling)))
+        for request in prefilling:
+            add(request, left)
 
     def commit(self, row: Row) -> None:
         """After a forward: what was clean in it is committed and can be found by others."""
@@ -91,18 +116,18 @@ class Scheduler:
                 request.node = self.pool.add_block(request.node, s.ids[start : start + b], start, request.pages)
         request.num_committed = end
 
-    def _row(self, request: Request, left: int, is_first: bool) -> Row | None:
-        """The request's tokens of this forward, at most `left` (the first row may exceed it by what cannot be cut)."""
+    def _row(self, request: Request, limit: int, *, must_go_on: bool) -> Row | None:
+        """The request's tokens of this forward, at most `limit`; more only if it must go on and they cannot be cut."""
         row = request.denoising_row()
-        if row.num_tokens <= left:
+        if row.num_tokens <= limit:
             return row
-        if not is_first and not request.is_prefilling:
+        if not must_go_on and not request.is_prefilling:
             return None
         b, uncommitted = request.sequence.block_size, request.num_uncommitted
         if uncommitted <= 0:
             return row
-        num = min(uncommitted, max(left // b * b, b if is_first else 0))
-        if num == 0:
+        num = min(uncommitted, max(limit // b * b, b if must_go_on else 0))
+        if num <= 0:
             return None
         start = request.num_committed
         return Row(request, start, start + num, start + num, is_denoising=False)
@@ -110,7 +135,7 @@ class Scheduler:
     def _assign_pages(self, plan: Plan, waiting: list[Request]) -> None:
         """Pages for the next step of every running request and, in the order of arrival, for waiting ones."""
         pending = {self._next_key(r) for r in self.running if r.num_uncommitted > 0}
-        num_wanted = sum(r.denoising_row().num_tokens for r in self.running)
+        num_wanted = sum(_least_tokens(r) for r in self.running)
         admits, num_skipped, last_running = True, 0, self.running[-1].arrival if self.running else -1
         for request in merge(list(self.running), waiting, key=lambda r: r.arrival):
             if request.slot >= 0:
@@ -121,7 +146,7 @@ class Scheduler:
             admits = admits and len(self.running) < self.max_sequences and num_wanted < self.max_tokens
             admits = admits and self._admit(request, plan, pending)
             if request.slot >= 0:
-                num_wanted += request.denoising_row().num_tokens
+                num_wanted += _least_tokens(request)
             else:
                 num_skipped += 1
             if (not admits or num_skipped > 4 * self.max_sequences) and request.arrival > last_running:
@@ -148,7 +173,7 @@ class Scheduler:
         row = request.denoising_row()
         missing = self.pool.pages_for(row.key_end) - len(match.pages) if request.uses_pages else 0
         # Some air, so that those who run do not need its pages at once.
-        has_room = self.pool.num_available >= missing + len(self.running)
+        has_room = missing == 0 or self.pool.num_available >= missing + len(self.running)
         if not has_room and self.running and self.running[-1].arrival > request.arrival:
             has_room = self._make_room(request, missing)
         if has_room:
@@ -186,3 +211,9 @@ class Scheduler:
         self.pool.release(request.pages)
         self._slots.append(request.slot)
         request.pages, request.num_committed, request.slot = [], 0, -1
+
+
+def _least_tokens(request: Request) -> int:
+    """What a request needs of a forward to go on: its next step, or a part of a long prompt that is worth the while."""
+    num_tokens = request.denoising_row().num_tokens
+    return min(num_tokens, 4 * request.sequence.block_size) if request.is_prefilling else num_tokens

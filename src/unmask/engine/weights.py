@@ -17,6 +17,12 @@ def check_weights(model: Decoder, weights: Mapping[str, Tensor] | nn.Module) -> 
     own = model.state_dict()
     if model.spec.is_tied and "lm_head.weight" not in new and "embed_tokens.weight" in new:
         new["lm_head.weight"] = new["embed_tokens.weight"]
+    if not all(isinstance(tensor, Tensor) for tensor in new.values()):
+        raise UnmaskError(f"new weights: {next(k for k, t in new.items() if not isinstance(t, Tensor))!r} is not a tensor")
+    if model.spec.is_tied and "embed_tokens.weight" in new:
+        head, embedding = new["lm_head.weight"], new["embed_tokens.weight"]
+        if head.shape == embedding.shape and not torch.equal(head, embedding):
+            raise UnmaskError("new weights: the model's head is tied to its embedding; here they differ")
     if unknown := sorted(set(new) - set(own)):
         raise UnmaskError(f"new weights: the model has no tensor {unknown[0]!r}")
     for name, tensor in own.items():

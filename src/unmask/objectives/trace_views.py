@@ -9,11 +9,13 @@ Shape suffixes: S positions of the sequence, C noisy copies, T positions of a bl
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from unmask.attention import AttentionBackend, DenseAttention
-from unmask.diffusion.drawing import banned_pairs
 from unmask.diffusion.sequence import stop_ids_of
 from unmask.errors import UnmaskError
 from unmask.models import Decoder
@@ -77,6 +79,15 @@ def trace_row(trace: Trace, mask_token_id: int, *, trace_shrink: int = 1, respon
         "step": np.nonzero(is_target_CT)[0],
     }
     return row
+
+
+def banned_pairs(is_banned: np.ndarray, token_ids: Collection[int], device: torch.device) -> tuple[Tensor, Tensor] | None:
+    """(index, token id) of every pair of a position with is_banned [N] and one of the tokens; None if there is none."""
+    index, token = np.flatnonzero(is_banned), np.array(sorted(token_ids), dtype=np.int64)
+    if not len(index) or not len(token):
+        return None
+    pairs = torch.from_numpy(np.stack((np.repeat(index, len(token)), np.tile(token, len(index))))).to(device, non_blocking=True)
+    return pairs[0], pairs[1]
 
 
 @torch.no_grad()
