@@ -83,9 +83,10 @@ def make_work(name: str, args: argparse.Namespace) -> Work:
 def make_engine(work: Work, max_sequences: int, args: argparse.Namespace) -> Engine:
     """With pages for all that it decodes together, however little of it is shared."""
     num_tokens = len(work.prompts[0]) + work.params[0].max_new_tokens + work.block_size
+    page_size = args.page_size or (128 if work.model.device.type == "cuda" else 16)
     return Engine(
-        work.model, max_sequences=max_sequences, num_pages=max_sequences * (-(-num_tokens // args.page_size) + 2),
-        max_tokens_per_forward=args.max_tokens_per_forward, page_size=args.page_size,
+        work.model, max_sequences=max_sequences, num_pages=max_sequences * (-(-num_tokens // page_size) + 2),
+        max_tokens_per_forward=args.max_tokens_per_forward, page_size=page_size, use_cuda_graphs=args.cuda_graphs,
     )  # fmt: skip
 
 
@@ -129,8 +130,8 @@ def measure(name: str, args: argparse.Namespace) -> None:
     print_ratios(f"  time for {total} tokens, scaled from the sequences measured", scaled, baseline, notes)
     if work.is_block_causal and args.group > 1:
         alone = run_engine(engine, work.distinct, params[: len(work.distinct)]).stats.num_prefill_tokens
-        counts = (alone, runs[-1].stats.num_prefill_tokens)
-        print(f"  prompt tokens prefilled: {counts[0]} with one response to each, {counts[1]} with {args.group}")
+        together = runs[-1].stats.num_prefill_tokens
+        print(f"  prompt tokens prefilled: {alone} with one response to each, {together} with {args.group}")
     if args.profile:
         print_profile(engine, prompts, params)
 
@@ -201,7 +202,8 @@ def main() -> None:
     add("--confidence-threshold", type=float, default=0.9, help="for low_confidence_dynamic")
     add("--cache", default="auto", choices=["auto", "none", "prefix", "dual"])
     add("--max-tokens-per-forward", type=int, default=8192)
-    add("--page-size", type=int, default=16)
+    add("--page-size", type=int, help="default: 16, on a GPU 128")
+    add("--cuda-graphs", action="store_true")
     add("--profile", action="store_true", help="where the wall time of an engine run goes")
     args = parser.parse_args()
     for name in args.model:

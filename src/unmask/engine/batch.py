@@ -97,13 +97,18 @@ def build_batch(rows: list[Row], page_size: int, device: torch.device, *, in_one
 def group_rows(is_alone_R: np.ndarray, length_R: np.ndarray, key_end_R: np.ndarray) -> list[np.ndarray]:
     """Rows to be attended together: the same kind, at most twice as many queries and about twice as many keys as the least.
 
-    Rows of one and of two blocks share a group; a group's rows are padded to its longest.
+    A group's rows are padded to its longest. Where there are enough of both to be worth two calls, rows of one and of two
+    blocks are not (11 % of the time of a run on a CPU; docs/log.md).
     """
     order = np.lexsort((key_end_R, length_R, is_alone_R)).tolist()
     by_queries: list[list[int]] = []
     for i in order:
         group = by_queries[-1] if by_queries else None
-        if group and is_alone_R[group[0]] == is_alone_R[i] and length_R[i] <= 2 * length_R[group[0]]:
+        if (
+            group
+            and is_alone_R[group[0]] == is_alone_R[i]
+            and (length_R[i] == length_R[group[0]] or (len(group) < 8 and length_R[i] <= 2 * length_R[group[0]]))
+        ):
             group.append(i)
         else:
             by_queries.append([i])

@@ -170,7 +170,7 @@ class DenseRows:
 
     def __init__(self, group: RowGroup, kv: PagedKV):
         self.group, self.kv = group, kv
-        self.mask_RTS = visibility(group.q, group.k)
+        self._bias: Tensor | None = None  # the mask as numbers to add, made once for all layers
 
     def __call__(self, q_RTHK: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if self.group.page_RP is not None:
@@ -181,8 +181,11 @@ class DenseRows:
         share = num_heads // num_groups
         q = q_RTHK.view(rows, num_queries, num_groups, share, head_dim).permute(0, 2, 3, 1, 4)
         q = q.reshape(rows, num_groups, share * num_queries, head_dim)
-        mask = self.mask_RTS[:, None].expand(-1, share, -1, -1).reshape(rows, 1, share * num_queries, -1)
-        out = F.scaled_dot_product_attention(q, k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
+        if self._bias is None:
+            is_hidden = ~visibility(self.group.q, self.group.k)[:, None].expand(-1, share, -1, -1)
+            bias = torch.zeros(is_hidden.shape, dtype=q.dtype, device=q.device).masked_fill_(is_hidden, -torch.inf)
+            self._bias = bias.view(rows, 1, share * num_queries, -1)
+        out = F.scaled_dot_product_attention(q, k.transpose(1, 2), v.transpose(1, 2), attn_mask=self._bias)
         return out.view(rows, num_groups, share, num_queries, head_dim).permute(0, 3, 1, 2, 4).reshape(q_RTHK.shape)
 
 
