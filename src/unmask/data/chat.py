@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
+from transformers.utils import logging
 
 from unmask.errors import UnmaskError
 from unmask.files import read_json
@@ -21,6 +24,19 @@ _TINY_TEMPLATE = (
     "{% if m.role == 'assistant' %}{{ '<|im_end|>' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
+
+
+@contextmanager
+def _no_advice() -> Iterator[None]:
+    """The library reads the model's config beside the tokenizer and has remarks on families that it does not know."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _fast_class(folder: Path) -> Any:
@@ -49,7 +65,8 @@ class ChatTokenizer:
         if not any((Path(folder) / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
             raise UnmaskError(f"{folder}: no usable tokenizer here (neither tokenizer.json nor vocab.json with merges.txt)")
         try:
-            tokenizer = _fast_class(Path(folder)).from_pretrained(str(folder), trust_remote_code=False)
+            with _no_advice():
+                tokenizer = _fast_class(Path(folder)).from_pretrained(str(folder), trust_remote_code=False)
         except Exception as error:  # the library raises many kinds; all mean "not a usable tokenizer"
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UnmaskError(f"{folder}: no usable tokenizer here ({reason})") from None
