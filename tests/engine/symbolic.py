@@ -46,6 +46,9 @@ class SymbolicRunner:
         self.engine, self.content = engine, {}
         self.page_size = engine.scheduler.pool.page_size
 
+    def clear(self) -> None:
+        self.content.clear()
+
     def run(self, plan: Plan) -> SymbolicResult | None:
         before = dict(self.content)
         for source, target in plan.copies:

@@ -30,6 +30,20 @@ def test_replayed_forwards_decode_the_same(model, backend) -> None:
     assert len(static._static) < 0.5 * static.num_replays  # shapes come again
 
 
+def test_recordings_do_not_outlive_the_pages(model, monkeypatch) -> None:
+    """After a failed forward the memory is another one."""
+    prompts, params = random_prompts([9, 5, 12]), SamplingParams(max_new_tokens=16, block_size=4, stop_token_ids=())
+    engine = Engine(model, num_pages=60)
+    engine.runner.static = static = StaticForwards(model, engine.runner.kv, ROW_BACKENDS["dense"], capture=lambda run: run)
+    engine.generate(prompts, params)
+    with monkeypatch.context() as patched:
+        patched.setattr(model, "head", lambda hidden: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            engine.generate(prompts, params)
+    assert_same(engine.generate(prompts, params), generate(model, prompts, params))
+    assert static.num_replays > 0
+
+
 def test_shifted_logits_and_windows() -> None:
     model = any_model("dream")
     params = SamplingParams(max_new_tokens=20, block_size=8, cache="dual", stop_token_ids=())

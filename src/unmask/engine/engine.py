@@ -262,7 +262,7 @@ class Engine:
         for request in list(self.scheduler.running):
             self.scheduler.preempt(request)
         self.scheduler.pool.clear()
-        self.runner.kv.clear()
+        self.runner.clear()
 
     def _news(self, request: Request) -> RequestOutput | None:
         s = request.sequence

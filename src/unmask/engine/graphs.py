@@ -59,6 +59,10 @@ class StaticForwards:
         self.num_replays = 0
         self._static: dict[tuple[int, ...], _Static] = {}
 
+    def clear(self) -> None:
+        """Forgets the recordings: they read and write the pages' memory where it was."""
+        self._static.clear()
+
     def takes(self, batch: Batch) -> bool:
         """One group of rows that all keep their pages, once the pages exist. Experts are routed on the host."""
         is_plain = self.model.spec.experts is None and self.kv.k.numel() > 0

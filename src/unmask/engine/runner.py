@@ -30,6 +30,12 @@ class Runner:
         self._edge_CD: Tensor | None = None
         self._max_sequences = max_sequences
 
+    def clear(self) -> None:
+        """Gives back the pages' memory and what refers to it."""
+        self.kv.clear()
+        if self.static is not None:
+            self.static.clear()
+
     @torch.inference_mode()
     def forward(self, rows: list[Row]) -> tuple[Tensor, Batch]:
         """Hidden states [N, D] of the rows' tokens, where they are computed (shifts are not undone)."""
