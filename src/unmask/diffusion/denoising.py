@@ -149,41 +149,46 @@ def denoise(head: Callable[[Tensor], Tensor], hidden_ND: Tensor, rows: StepRows,
         )  # fmt: skip
     token_N, logprob_N, confidence_N, entropy_N, margin_N = (torch.cat(values) for values in zip(*facts, strict=True))
     is_finite = (torch.isfinite(confidence_N) & torch.isfinite(logprob_N)).all()
-    if not isinstance(params.pad_penalty, float) or params.pad_penalty != 1.0:
-        penalty_N = torch.as_tensor(params.at("pad_penalty", rows.row_N), device=device).reshape(-1)
-        score_confidence_N = torch.where(token_N == spec.pad_token_id, confidence_N / penalty_N, confidence_N)
-    else:
-        score_confidence_N = confidence_N
-
-    shape = (len(sequences), rows.width)
+    penalty_N = torch.as_tensor(params.at("pad_penalty", rows.row_N), device=device).reshape(-1)
+    score_of = {
+        "confidence": torch.where(token_N == spec.pad_token_id, confidence_N / penalty_N, confidence_N),
+        "margin": margin_N,
+        "neg_entropy": -entropy_N,
+    }
 
     def to_window(values_N: Tensor) -> Tensor:
-        return values_N.new_zeros(shape).index_put_((rows.row_N, rows.column_N), values_N)
+        return values_N.new_zeros(len(sequences), rows.width).index_put_((rows.row_N, rows.column_N), values_N)
 
     is_masked_RT = to_window(torch.ones_like(token_N, dtype=torch.bool))
-    entropy_RT = to_window(entropy_N)
-    score_of = {"confidence": score_confidence_N, "margin": margin_N, "neg_entropy": -entropy_N}
-    uniform_RT = to_window(uniform(*keys, torch.full_like(seed_N, _ORDER)))
+    uniform_RT, entropy_RT = to_window(uniform(*keys, torch.full_like(seed_N, _ORDER))), to_window(entropy_N)
     quotas = [s.quota() for s in sequences]
-    quota_R = torch.tensor(quotas).to(device, non_blocking=True)
-    is_unmasked_RT = torch.zeros_like(is_masked_RT)
-    for (name, score), members in groups.items():
-        scores = StepScores(
+    scores_of = {
+        score: StepScores(
             is_masked_RT, to_window(score_of[score]), entropy_RT, uniform_RT, max(quotas),
             is_inclusive=not sequences[0].is_block_causal,
-        )  # fmt: skip
-        stays_RT = get_strategy(name).select(scores, quota_R, params)
-        if len(groups) == 1:
-            is_unmasked_RT = stays_RT
-        else:
-            is_member_R = torch.zeros(len(sequences), dtype=torch.bool)
-            is_member_R[members] = True
-            is_unmasked_RT = torch.where(is_member_R.to(device)[:, None], stays_RT, is_unmasked_RT)
+        )
+        for _, score in groups
+    }  # fmt: skip
+    quota_R = torch.tensor(quotas).to(device, non_blocking=True)
+    chosen = [
+        (get_strategy(name).select(scores_of[score], quota_R, params), rows_of) for (name, score), rows_of in groups.items()
+    ]
+    is_unmasked_RT = _merge(chosen, len(sequences), device)
     starts = [s.unmasks_block_start for s in sequences]
     if any(starts):
         is_first_T = torch.arange(rows.width, device=device) == 0
         is_unmasked_RT = torch.where(torch.tensor(starts).to(device)[:, None], is_first_T & is_masked_RT, is_unmasked_RT)
     return StepResult(is_unmasked_RT, to_window(token_N), to_window(logprob_N), to_window(confidence_N), is_finite)
+
+
+def _merge(chosen: list[tuple[Tensor, list[int]]], num_rows: int, device: torch.device) -> Tensor:
+    """Of several [R, T] tables, each row from the one that it is listed for."""
+    table_RT = chosen[0][0]
+    for other_RT, members in chosen[1:]:
+        is_member_R = torch.zeros(num_rows, dtype=torch.bool)
+        is_member_R[members] = True
+        table_RT = torch.where(is_member_R.to(device)[:, None], other_RT, table_RT)
+    return table_RT
 
 
 def _needs_entropy(strategy: str) -> bool:
