@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from tests.conftest import SPECIAL, make_model
+from unmask.diffusion.remasking import STRATEGIES
 from unmask.engine import Engine
 from unmask.models import Decoder
 from unmask.models.checkpoint import new_model
-from unmask.types import Trace
+from unmask.types import SamplingParams, Trace
 
 TOLERANCE = 1e-5  # float32 sums in another order
 
@@ -58,3 +61,30 @@ def assert_nothing_left(engine: Engine) -> None:
     assert not scheduler.running
     assert not scheduler.waiting
     assert len(scheduler._slots) == scheduler.max_sequences
+
+
+def variety(seed: int, num: int, *, full_attention: bool = False) -> list[SamplingParams]:
+    """Settings of all kinds side by side."""
+    g = random.Random(seed)
+    return [
+        SamplingParams(
+            max_new_tokens=g.randint(1, 24),
+            block_size=g.choice([1, 2, 3, 4, 8, 16]),
+            denoising_steps_per_block=g.choice([None, 1, 2, 3]),
+            remasking_strategy=g.choice(list(STRATEGIES)),
+            score=g.choice(["confidence", "margin", "neg_entropy"]),
+            confidence_threshold=g.choice([0.1, 0.3, 0.9]),
+            entropy_bound=g.choice([0.5, 3.0]),
+            alg_temp=g.choice([0.0, 0.0, 0.5]),
+            temperature=g.choice([0.0, 0.7, 1.0, 1.3]),
+            top_k=g.choice([0, 0, 5]),
+            top_p=g.choice([1.0, 1.0, 0.8]),
+            quota_schedule=g.choice(["even", "even", "dream"]),
+            pad_penalty=g.choice([1.0, 2.0]),
+            stop_token_ids=g.choice([None, (), (9, 10, 11, 12, 13)]),
+            ignore_eos=g.random() < 0.2,
+            unmask_block_start=full_attention and g.random() < 0.3,
+            seed=g.randrange(2**62),
+        )
+        for _ in range(num)
+    ]

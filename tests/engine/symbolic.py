@@ -78,5 +78,5 @@ class SymbolicRunner:
 
 def symbolic_engine(model, **limits) -> Engine:
     engine = Engine(model, **limits)
-    engine.runner = SymbolicRunner(engine)  # type: ignore
+    engine.runner = SymbolicRunner(engine)
     return engine

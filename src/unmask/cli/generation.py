@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from unmask.config import GenerateRecipe, Plugin, load_recipe
 from unmask.config.evaluation import DEFAULT_MODES
 from unmask.errors import UnmaskError
-from unmask.types import Example, Message, SamplingParams, Trace, TraceRecord
+from unmask.types import Example, Message, Rollout, RolloutGroup, SamplingParams, Trace, TraceRecord
 
 if TYPE_CHECKING:
     from unmask.data.chat import ChatTokenizer
@@ -128,16 +128,12 @@ def _decode(
 
 
 def _record(example: Example, trace: Trace, tokenizer: ChatTokenizer, checkpoint: str) -> TraceRecord:
-    return TraceRecord(
-        id=example.id,
-        trace=trace,
-        prompt_text=example.messages[-1].content,
-        response_text=tokenizer.decode(trace.response_ids),
-        prompt_pieces=tokenizer.pieces(trace.prompt_ids),
-        canvas_pieces=tokenizer.pieces(trace.canvas_ids),
-        answer=example.answer,
-        checkpoint=checkpoint,
-    )
+    from unmask.evaluate import trace_record
+
+    rollout = Rollout(trace, tokenizer.decode(trace.response_ids))
+    record = trace_record(RolloutGroup(example, [rollout]), tokenizer)
+    record.checkpoint = checkpoint
+    return record
 
 
 def _in_order(records: Iterator[TraceRecord], ids: Sequence[str]) -> Iterator[TraceRecord]:

@@ -158,12 +158,13 @@ class DecodingSequence:
 
     def _string_end(self, end: int) -> int | None:
         """Number of response tokens with which the first stop string is complete."""
-        assert self.decode is not None
+        decode = self.decode
+        assert decode is not None  # `make_sequence` has seen to it
         response = self.ids[len(self.prompt_ids) : end].tolist()[: self.params.max_new_tokens]
         least = max(1, self.params.min_tokens)
 
         def has_stop(num: int) -> bool:
-            text = self.decode(response[:num])  # type: ignore[misc]
+            text = decode(response[:num])
             return any(stop in text for stop in self.params.stop_strings)
 
         if len(response) < least or not has_stop(len(response)):
