@@ -173,6 +173,11 @@ class Trace:
     policy_version: int = 0
 
     @property
+    def num_tokens(self) -> int:
+        """Of prompt and canvas."""
+        return len(self.prompt_ids) + len(self.canvas_ids)
+
+    @property
     def response_ids(self) -> list[int]:
         return self.canvas_ids[: self.num_response_tokens]
 
@@ -256,13 +261,19 @@ class TraceRecord:
 
 @dataclass(slots=True)
 class Rollout:
-    """One sampled response, its text, its reward (0 to 1 for verifiable tasks; None = not scored) and the reason for it."""
+    """One sampled response, its text, its reward (0 to 1 for verifiable tasks; None = not scored) and the reason for it.
+
+    token_rewards: process rewards, one float per response token, beside the outcome's `reward`; None = there are none.
+    advantage: of the whole response. token_advantages: float [canvas], of each of its tokens, instead; None = not set.
+    """
 
     trace: Trace
     text: str
     reward: float | None = None
     reward_reason: str = ""
+    token_rewards: list[float] | None = None
     advantage: float = 0.0
+    token_advantages: Any = None
 
 
 @dataclass(frozen=True, slots=True)

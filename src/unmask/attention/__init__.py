@@ -17,6 +17,7 @@ from torch import Tensor
 from unmask.attention.dense import DenseAttention
 from unmask.attention.flex import FlexAttention
 from unmask.attention.rule import CLEAN, PAD_DOC, TokenLayout, is_visible, visibility
+from unmask.attention.tiled import TiledAttention
 from unmask.errors import UnmaskError
 
 
@@ -26,19 +27,19 @@ class Attend(Protocol):
 
 AttentionBackend = Callable[[TokenLayout, TokenLayout], Attend]
 
-BACKENDS: dict[str, AttentionBackend] = {"dense": DenseAttention, "flex": FlexAttention}
+BACKENDS: dict[str, AttentionBackend] = {"dense": DenseAttention, "tiled": TiledAttention, "flex": FlexAttention}
 
 
 def get_backend(name: str, device: torch.device) -> AttentionBackend:
-    """Backend by name; "auto" is FlexAttention on GPUs and the dense one elsewhere."""
+    """Backend by name; "auto" is FlexAttention on GPUs and the tiled one elsewhere."""
     if name == "auto":
-        name = "flex" if device.type == "cuda" else "dense"
+        name = "flex" if device.type == "cuda" else "tiled"
     if name not in BACKENDS:
         raise UnmaskError(f"unknown attention backend {name!r}; known: auto, {', '.join(BACKENDS)}")
     return BACKENDS[name]
 
 
 __all__ = [
-    "BACKENDS", "CLEAN", "PAD_DOC", "Attend", "AttentionBackend", "DenseAttention", "FlexAttention", "TokenLayout",
+    "BACKENDS", "CLEAN", "PAD_DOC", "Attend", "AttentionBackend", "DenseAttention", "FlexAttention", "TiledAttention", "TokenLayout",
     "get_backend", "is_visible", "visibility",
 ]  # fmt: skip

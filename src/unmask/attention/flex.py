@@ -20,9 +20,11 @@ class FlexAttention:
     """Holds the BlockMask of one forward; all layers share it. Compiled on GPUs, eager (slow, exact) elsewhere."""
 
     def __init__(self, q: TokenLayout, k: TokenLayout):
+        q_prefix_BL = q.prefix_doc_BL
+
         def mask_mod(b, h, q_idx, k_idx):
             return is_visible(
-                q.doc_BL[b, q_idx], q.block_BL[b, q_idx], q.copy_BL[b, q_idx],
+                q.doc_BL[b, q_idx], q_prefix_BL[b, q_idx], q.block_BL[b, q_idx], q.copy_BL[b, q_idx],
                 k.doc_BL[b, k_idx], k.block_BL[b, k_idx], k.copy_BL[b, k_idx],
             )  # fmt: skip
 

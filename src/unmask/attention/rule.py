@@ -25,12 +25,19 @@ class TokenLayout:
     block: absolute block index in that sequence.
     copy: 0 = clean, 1.. = a noisy copy.
     position: absolute position in the sequence, for rotary embeddings (not part of the rule).
+    prefix: the sequence whose clean tokens this one sees as if they were its own: a prompt that several responses share.
+        Elsewhere the token's own doc; None = so for all tokens.
     """
 
     doc_BL: Tensor
     block_BL: Tensor
     copy_BL: Tensor
     position_BL: Tensor
+    prefix_BL: Tensor | None = None
+
+    @property
+    def prefix_doc_BL(self) -> Tensor:
+        return self.doc_BL if self.prefix_BL is None else self.prefix_BL
 
     def cat(self, other: TokenLayout) -> TokenLayout:
         """This layout's tokens followed by the other's, row by row."""
@@ -39,6 +46,7 @@ class TokenLayout:
             torch.cat((self.block_BL, other.block_BL), 1),
             torch.cat((self.copy_BL, other.copy_BL), 1),
             torch.cat((self.position_BL, other.position_BL), 1),
+            torch.cat((self.prefix_doc_BL, other.prefix_doc_BL), 1),
         )
 
     @classmethod
@@ -58,14 +66,15 @@ class TokenLayout:
         return cls.from_positions(position_BL, block_size, position_BL < lengths_B[:, None])
 
 
-def is_visible(q_doc, q_block, q_copy, k_doc, k_block, k_copy):
+def is_visible(q_doc, q_prefix, q_block, q_copy, k_doc, k_block, k_copy):
     """The rule, element-wise (tensors of any broadcastable shape, or ints)."""
-    return (q_doc == k_doc) & (((k_copy == CLEAN) & (k_block < q_block)) | ((k_copy == q_copy) & (k_block == q_block)))
+    is_before = (k_copy == CLEAN) & (k_block < q_block) & ((k_doc == q_doc) | (k_doc == q_prefix))
+    return is_before | ((k_doc == q_doc) & (k_copy == q_copy) & (k_block == q_block))
 
 
 def visibility(q: TokenLayout, k: TokenLayout) -> Tensor:
     """The rule as a dense table: bool [B, Q, K]."""
     return is_visible(
-        q.doc_BL[:, :, None], q.block_BL[:, :, None], q.copy_BL[:, :, None],
+        q.doc_BL[:, :, None], q.prefix_doc_BL[:, :, None], q.block_BL[:, :, None], q.copy_BL[:, :, None],
         k.doc_BL[:, None, :], k.block_BL[:, None, :], k.copy_BL[:, None, :],
     )  # fmt: skip

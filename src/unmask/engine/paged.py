@@ -207,7 +207,7 @@ class FlexRows:
             place = place_of[b, slot // page_size]
             position = place.clamp(min=0) * page_size + slot % page_size
             seen = is_visible(
-                q.doc_BL[b, q_index], q.block_BL[b, q_index], q.copy_BL[b, q_index],
+                q.doc_BL[b, q_index], q.doc_BL[b, q_index], q.block_BL[b, q_index], q.copy_BL[b, q_index],
                 k.doc_BL[b, position], k.block_BL[b, position], k.copy_BL[b, position],
             )  # fmt: skip
             return seen & (place >= 0)

@@ -39,7 +39,8 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # vecdot and one fused scale: 4x faster forward and backward on CPU than F.rms_norm (docs/log.md).
         x32 = x.float()
-        scale = torch.rsqrt(torch.linalg.vecdot(x32, x32).unsqueeze(-1) / x.shape[-1] + self.eps)
+        with torch.autocast(x.device.type, enabled=False):  # which would compute the mean square in bfloat16
+            scale = torch.rsqrt(torch.linalg.vecdot(x32, x32).unsqueeze(-1) / x.shape[-1] + self.eps)
         out = x * (scale * self.weight).to(x.dtype)
         return out if self.bias is None else out + self.bias
 

@@ -15,8 +15,8 @@ def shift_hidden(hidden_BLD: Tensor, layout: TokenLayout) -> Tensor:
     """Gives every token the hidden state its prediction is read from: that of the token one position before it.
 
     The token before is that of the same sequence and copy, else the clean one of the same sequence (a noisy copy begins
-    in the middle of its sequence). A token without any keeps its own, as the first of a sequence does in the published
-    code.
+    in the middle of its sequence) or of its prefix. A token without any keeps its own, as the first of a sequence does in
+    the published code.
     """
     num_tokens = hidden_BLD.shape[1]
     column_L = torch.arange(num_tokens, device=hidden_BLD.device)
@@ -25,13 +25,15 @@ def shift_hidden(hidden_BLD: Tensor, layout: TokenLayout) -> Tensor:
     key_BL = layout.doc_BL * stride + layout.position_BL
     nowhere = torch.iinfo(torch.long).max
     sorted_BL, column_BL = torch.where(layout.copy_BL == CLEAN, key_BL, nowhere).sort(dim=1, stable=True)
-    wanted_BL = torch.where(layout.position_BL > 0, key_BL - 1, nowhere - 1)
-    index_BL = torch.searchsorted(sorted_BL, wanted_BL).clamp(max=num_tokens - 1)
-    is_clean_BL = sorted_BL.gather(1, index_BL) == wanted_BL
-    source_BL = torch.where(is_clean_BL, column_BL.gather(1, index_BL), column_L)
+    source_BL = column_L.expand_as(key_BL)
+    for doc_BL in (layout.prefix_doc_BL, layout.doc_BL):
+        wanted_BL = torch.where(layout.position_BL > 0, doc_BL * stride + layout.position_BL - 1, nowhere - 1)
+        index_BL = torch.searchsorted(sorted_BL, wanted_BL).clamp(max=num_tokens - 1)
+        is_clean_BL = sorted_BL.gather(1, index_BL) == wanted_BL
+        source_BL = torch.where(is_clean_BL, column_BL.gather(1, index_BL), source_BL)
 
     # Rows keep the order of a copy's tokens, so its token before is the column before.
-    is_next_BL = torch.zeros_like(is_clean_BL)
+    is_next_BL = torch.zeros_like(key_BL, dtype=torch.bool)
     is_next_BL[:, 1:] = (key_BL[:, 1:] == key_BL[:, :-1] + 1) & (layout.copy_BL[:, 1:] == layout.copy_BL[:, :-1])
     source_BL = torch.where(is_next_BL, column_L - 1, source_BL)
 

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from unmask.config import Plugin, make_plugin
 from unmask.models import Decoder
+from unmask.objectives.coupled import Coupled
+from unmask.objectives.fused_head import TargetStats
+from unmask.objectives.random_masking import RandomMasking
 from unmask.objectives.rows import RowBatch, TrainRow
 from unmask.objectives.semi_ar import SemiAR
 from unmask.objectives.trace_rl import TraceRL
@@ -25,7 +28,7 @@ class SftObjective(Protocol):
         """Rows of one optimizer step, with all the loss needs in their `values`. Demonstrations may yield no row."""
         ...
 
-    def loss(self, logits_NV: Tensor, batch: RowBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, stats: TargetStats, batch: RowBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a part of the step's rows (parts add up), and sums for the metrics."""
         ...
 
@@ -35,19 +38,20 @@ class RlObjective(Protocol):
 
     has_sampler_views: bool  # its rows show what the sampler saw, so the sampler's log-probs can serve as the old ones
 
-    def rows(self, rollouts: Sequence[Rollout], num_sequences: int) -> list[TrainRow]:
-        """Rows of one optimizer step, with "old_logprobs" among their `values` (the sampler's; the loop replaces them by
-        the trainer's where they cannot serve). `num_sequences` is what a mean over responses divides by."""
+    def rows(self, rollouts: Sequence[Rollout], num_sequences: int, draw: int = 0) -> list[TrainRow]:
+        """Rows of one optimizer step. With `has_sampler_views`, "old_logprobs" and "rollout_logprobs" among their `values`
+        are the sampler's; else, and where they cannot serve, the loop sets "old_logprobs" to the trainer's.
+        `num_sequences` is what a mean over responses divides by, `draw` the number of the pass over them."""
         ...
 
-    def loss(self, logprobs_N: Tensor, batch: RowBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of a part of the step's rows (parts add up), and the sums `num_targets`, `kl_sum`, `clip_sum` and
-        `neg_logprob_sum` over its targets."""
+    def loss(self, stats: TargetStats, batch: RowBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a part of the step's rows (parts add up), and sums over its targets: `num_targets`, `kl_sum`,
+        `clip_sum`, `entropy_sum`, `neg_logprob_sum`, and where they have a meaning `ref_kl_sum` and `mismatch_sum`."""
         ...
 
 
 SFT_OBJECTIVES: dict[str, Any] = {"semi_ar": SemiAR}
-RL_OBJECTIVES: dict[str, Any] = {"trace_rl": TraceRL}
+RL_OBJECTIVES: dict[str, Any] = {"trace_rl": TraceRL, "random_masking": RandomMasking, "coupled": Coupled}
 
 
 def make_sft_objective(plugin: Plugin, model: Decoder, seed: int) -> SftObjective:

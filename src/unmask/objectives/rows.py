@@ -1,13 +1,15 @@
-"""Training rows: what an objective hands to the trainer, and how rows become one batch of tensors.
+"""Training rows: what an objective hands to the trainer, and how rows are packed into one row of tensors.
 
 A row holds the tokens of one sequence under the mask rule: its clean copy and its noisy copies. Some of its tokens are
-targets: their logits are computed, all others' are not.
+targets: their logits are computed, all others' are not. Rows of several sequences are packed end to end, up to a budget of
+tokens: there is no padding. Rows that begin with the same prompt share its clean tokens within a pack.
 
-Shape suffixes: L tokens of a row, N targets; B rows.
+Shape suffixes: L tokens of a row or pack, N targets, D model width; B = 1 pack.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -15,17 +17,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unmask.attention import CLEAN, PAD_DOC, AttentionBackend, TokenLayout
-from unmask.diffusion.drawing import draw_logprobs
+from unmask.attention import CLEAN, AttentionBackend, TokenLayout
 from unmask.models import Decoder
+from unmask.objectives.fused_head import TargetStats, target_stats
 
 
 @dataclass(slots=True)
 class TrainRow:
     """One sequence with its noisy copies, as int64 arrays [L]; made by an objective, read by `collate`.
 
-    target_column [N]: indices of the targets in the row; target_ids [N]: the tokens to be predicted there.
+    target_column [N]: indices of the targets in the row, ascending; target_ids [N]: the tokens to be predicted there.
     values: further float32 arrays [N] that the objective's loss wants back ("weight", "old_logprobs", ...).
+    num_shared: so many leading tokens are clean whole blocks of a prompt, which other rows may begin with, too.
     """
 
     input_ids: np.ndarray
@@ -35,11 +38,17 @@ class TrainRow:
     target_column: np.ndarray
     target_ids: np.ndarray
     values: dict[str, np.ndarray] = field(default_factory=dict)
+    num_shared: int = 0
+
+    @property
+    def prefix(self) -> bytes:
+        """What rows have in common that share a prompt; empty = nothing to share."""
+        return np.concatenate((self.input_ids[: self.num_shared], self.block[: self.num_shared])).tobytes()
 
 
 @dataclass(slots=True)
 class RowBatch:
-    """Rows padded to the longest, on a device. `target_index_N` indexes the flattened [B * L]."""
+    """A pack [1, L] of rows, on a device. `target_index_N` indexes its tokens."""
 
     input_ids_BL: Tensor
     layout: TokenLayout
@@ -48,87 +57,107 @@ class RowBatch:
     values: dict[str, Tensor]
 
 
-def build_row(
-    token_ids: np.ndarray, block_size: int, noisy_blocks: np.ndarray, noisy_ids: np.ndarray, is_target: np.ndarray
-) -> TrainRow:
-    """A row from a clean sequence and its noisy copies of single blocks.
+def split_row(row: TrainRow, max_tokens: int) -> Iterator[TrainRow]:
+    """Rows of at most `max_tokens` tokens that have the row's noisy copies between them, each with the clean tokens it needs.
 
-    Args:
-        token_ids: [S] the sequence in whole blocks (S a multiple of block_size).
-        noisy_blocks: [C] block index of each noisy copy, ascending.
-        noisy_ids: [C, block_size] tokens of each noisy copy.
-        is_target: bool [C, block_size], targets within the noisy copies.
+    A single noisy copy with its clean tokens may be longer; so may a row without noisy copies.
     """
-    num_copies = len(noisy_blocks)
-    # Clean tokens are seen by later blocks only: those from the last noisy block on would be seen by nobody.
-    num_clean = int(noisy_blocks.max(initial=0)) * block_size
-    offset = np.arange(block_size)
-    noisy_position = noisy_blocks[:, None] * block_size + offset
-    position = np.concatenate((np.arange(num_clean), noisy_position.ravel()))
-    copy = np.repeat(np.arange(1, num_copies + 1), block_size)
-    target = is_target.ravel().nonzero()[0]
-    return TrainRow(
-        input_ids=np.concatenate((token_ids[:num_clean], noisy_ids.ravel())),
-        position=position,
-        block=position // block_size,
-        copy=np.concatenate((np.full(num_clean, CLEAN), copy)),
-        target_column=num_clean + target,
-        target_ids=token_ids[noisy_position.ravel()[target]],
+    edge = np.flatnonzero(np.diff(row.copy, prepend=CLEAN))  # where each noisy copy begins
+    if len(row.input_ids) <= max_tokens or len(edge) <= 1:
+        yield row
+        return
+    end = np.append(edge[1:], len(row.copy))
+    num_clean = np.searchsorted(row.block[: edge[0]], row.block[edge])  # blocks before its own
+    begin = 0
+    for i in range(1, len(edge) + 1):
+        if i < len(edge) and num_clean[i] + end[i] - edge[begin] <= max_tokens:
+            continue
+        kept = np.concatenate((np.arange(num_clean[i - 1]), np.arange(edge[begin], end[i - 1])))
+        is_mine = (row.target_column >= edge[begin]) & (row.target_column < end[i - 1])
+        yield TrainRow(
+            *(array[kept] for array in (row.input_ids, row.position, row.block, row.copy)),
+            row.target_column[is_mine] - edge[begin] + num_clean[i - 1],
+            row.target_ids[is_mine],
+            {key: value[is_mine] for key, value in row.values.items()},
+            row.num_shared,
+        )
+        begin = i
+
+
+def fit_rows(rows: Sequence[TrainRow], max_tokens: int) -> list[TrainRow]:
+    """The rows, those of more than `max_tokens` tokens split."""
+    return [piece for row in rows for piece in split_row(row, max_tokens)]
+
+
+def pack_rows(rows: Sequence[TrainRow], max_tokens: int) -> Iterator[list[TrainRow]]:
+    """Packs of at most `max_tokens` tokens (at least one row), of rows that are split where they are longer.
+
+    Rows with the same prompt follow each other; the order is a function of the rows alone.
+    """
+    pieces = fit_rows(rows, max_tokens)
+    prefixes = [piece.prefix for piece in pieces]
+    first_use = {prefix: i for i, prefix in reversed(list(enumerate(prefixes)))}
+    pack: list[TrainRow] = []
+    num_tokens, present = 0, set[bytes]()
+    for i in sorted(range(len(pieces)), key=lambda i: (first_use[prefixes[i]] if prefixes[i] else i)):
+        more = len(pieces[i].input_ids) - (pieces[i].num_shared if prefixes[i] in present else 0)
+        if pack and num_tokens + more > max_tokens:
+            yield pack
+            pack, num_tokens, present, more = [], 0, set(), len(pieces[i].input_ids)
+        pack.append(pieces[i])
+        num_tokens += more
+        present.add(prefixes[i])
+    if pack:
+        yield pack
+
+
+def collate(rows: Sequence[TrainRow], device: torch.device | str = "cpu") -> RowBatch:
+    """Lays rows end to end. A prompt that several of them begin with is laid down once, and seen by all of them."""
+    prefixes = [row.prefix for row in rows]
+    shared = {prefix for prefix, count in Counter(prefixes).items() if prefix and count > 1}
+    doc_of: dict[bytes, int] = {}
+    parts, target_index, num_tokens, doc = [], [], 0, 0
+    for row, prefix in zip(rows, prefixes, strict=True):
+        cut = row.num_shared if prefix in shared else 0
+        if cut and prefix not in doc_of:
+            doc_of[prefix] = doc
+            parts.append(_fields(row, slice(0, cut), doc, doc))
+            num_tokens, doc = num_tokens + cut, doc + 1
+        parts.append(_fields(row, slice(cut, None), doc, doc_of[prefix] if cut else doc))
+        target_index.append(row.target_column - cut + num_tokens)
+        num_tokens, doc = num_tokens + len(row.input_ids) - cut, doc + 1
+    ids_BL, doc_BL, block_BL, copy_BL, position_BL, prefix_BL = (
+        torch.from_numpy(np.concatenate(parts, 1)).to(device, non_blocking=True)[:, None]
     )
-
-
-def collate(rows: Sequence[TrainRow], pad_token_id: int, device: torch.device | str = "cpu") -> RowBatch:
-    """Pads rows on the right; padding belongs to `PAD_DOC` and is invisible to every real token."""
-    longest = max(len(row.input_ids) for row in rows)
-    table = np.zeros((5, len(rows), longest), dtype=np.int64)
-    input_ids, doc, block, copy, position = table
-    input_ids[:], doc[:] = pad_token_id, PAD_DOC
-    for i, row in enumerate(rows):
-        n = len(row.input_ids)
-        input_ids[i, :n], doc[i, :n], block[i, :n] = row.input_ids, 0, row.block
-        copy[i, :n], position[i, :n] = row.copy, row.position
-    target_index = np.concatenate([i * longest + row.target_column for i, row in enumerate(rows)])
-    target_ids = np.concatenate([row.target_ids for row in rows])
     values = {key: np.concatenate([row.values[key] for row in rows]) for key in rows[0].values}
-    ids_BL, doc_BL, block_BL, copy_BL, position_BL = torch.from_numpy(table).to(device, non_blocking=True)
     return RowBatch(
         ids_BL,
-        TokenLayout(doc_BL, block_BL, copy_BL, position_BL),
-        torch.from_numpy(target_index).to(device),
-        torch.from_numpy(target_ids).to(device),
+        TokenLayout(doc_BL, block_BL, copy_BL, position_BL, prefix_BL),
+        torch.from_numpy(np.concatenate(target_index)).to(device),
+        torch.from_numpy(np.concatenate([row.target_ids for row in rows])).to(device),
         {key: torch.from_numpy(value.astype(np.float32)).to(device) for key, value in values.items()},
     )
 
 
-def split_rows(rows: Sequence[TrainRow], max_tokens: int) -> Iterator[list[TrainRow]]:
-    """Micro-batches of at most `max_tokens` padded tokens each (at least one row), longest rows first.
+def _fields(row: TrainRow, part: slice, doc: int, prefix: int) -> np.ndarray:
+    """Int64 [6, L]: the token ids, and the fields of a `TokenLayout` in order."""
+    ids = row.input_ids[part]
+    docs, prefixes = np.full_like(ids, doc), np.full_like(ids, prefix)
+    return np.stack((ids, docs, row.block[part], row.copy[part], row.position[part], prefixes))
 
-    Rows of similar length share a micro-batch, so little is spent on padding. The order is a function of the rows
-    alone (ties keep their order).
+
+def target_hidden(model: Decoder, batch: RowBatch, backend: AttentionBackend) -> Tensor:
+    """Final hidden states [N, D] of the targets."""
+    return model(batch.input_ids_BL, batch.layout, backend=backend)[0].index_select(0, batch.target_index_N)
+
+
+def score_targets(
+    model: Decoder, batch: RowBatch, backend: AttentionBackend, *, temperature: float = 1.0, excludes_mask: bool = True
+) -> TargetStats:
+    """Log-probabilities of the targets under the distribution a sampler with this temperature draws from, and more.
+
+    excludes_mask: False leaves the mask token in the distribution, as cross-entropy does.
     """
-    batch: list[TrainRow] = []
-    for row in sorted(rows, key=lambda row: -len(row.input_ids)):
-        if batch and (len(batch) + 1) * len(batch[0].input_ids) > max_tokens:
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
-
-
-def target_logits(model: Decoder, batch: RowBatch, backend: AttentionBackend) -> Tensor:
-    """Float32 logits [N, V] at the targets only."""
-    hidden_BLD = model(batch.input_ids_BL, batch.layout, backend=backend)
-    return model.head(hidden_BLD.flatten(0, 1)[batch.target_index_N])
-
-
-def target_logprobs(
-    model: Decoder, batch: RowBatch, backend: AttentionBackend, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
-    banned: tuple[Tensor, Tensor] | None = None,
-) -> Tensor:  # fmt: skip
-    """Float32 log-probabilities [N] of the target tokens under the distribution a sampler draws from (`draw_logprobs`)."""
-    logprobs_NV = draw_logprobs(
-        target_logits(model, batch, backend), temperature=temperature, top_k=top_k, top_p=top_p,
-        excluded_token_id=model.spec.mask_token_id, banned=banned,
-    )  # fmt: skip
-    return logprobs_NV.gather(1, batch.target_ids_N[:, None])[:, 0]
+    excluded = model.spec.mask_token_id if excludes_mask else None
+    hidden_ND = target_hidden(model, batch, backend)
+    return target_stats(model, hidden_ND, batch.target_ids_N, temperature=temperature, excluded_token_id=excluded)

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from unmask.diffusion.counter_rng import uniform
 from unmask.models import ModelSpec
-from unmask.objectives.rows import RowBatch, TrainRow, build_row
+from unmask.objectives.fused_head import TargetStats
+from unmask.objectives.masking import draw_masks
+from unmask.objectives.rows import RowBatch, TrainRow
+from unmask.objectives.views import Grid, masked_rows
 from unmask.types import Demonstration
 
 
@@ -51,8 +52,8 @@ class SemiAR:
         is_drawn = self._draw_masks(items, first_block, int(num_blocks.max()))
         rows = [
             row
-            for item, first, num, drawn in zip(items, first_block, num_blocks, is_drawn, strict=True)
-            if (row := self._row(item, first, drawn[:, :num])) is not None
+            for item, first, drawn in zip(items, first_block, is_drawn, strict=True)
+            for row in self._rows(item, int(first), drawn)
         ]
         num_targets = sum(len(row.target_ids) for row in rows)
         for row in rows:
@@ -60,36 +61,27 @@ class SemiAR:
         return rows
 
     def _draw_masks(self, items: Sequence[Demonstration], first_block: np.ndarray, num_blocks: int) -> np.ndarray:
-        """Bool [items, copies, num_blocks, b]: is the position masked?"""
+        """Bool [items, copies, positions]: is the position masked? Positions begin with each item's first block."""
         o, b = self.options, self.block_size
-        start = (first_block[:, None] + np.arange(num_blocks))[:, None, :, None] * b
-        cells = np.concatenate((-1 - start, start + np.arange(b)), -1)  # cell -1 - start: the block's rate
-        key, epoch = (np.array(k)[:, None, None, None] for k in ([i.key for i in items], [i.epoch for i in items]))
-        copy = np.arange(o.num_noisy_copies)[:, None, None]
-        keys = np.broadcast_arrays(np.int64(self.seed), epoch, key, copy, cells)
-        u = uniform(*(torch.from_numpy(np.ascontiguousarray(k)) for k in keys)).numpy()
-        return u[..., 1:] < o.min_rate + (o.max_rate - o.min_rate) * u[..., :1]
+        position = first_block[:, None] * b + np.arange(num_blocks * b)
+        keys = (self.seed, np.array([item.epoch for item in items]), np.array([item.key for item in items]))
+        return draw_masks(keys, o.num_noisy_copies, position, position // b * b, o.min_rate, o.max_rate)
 
-    def _row(self, item: Demonstration, first_block: int, is_drawn: np.ndarray) -> TrainRow | None:
+    def _rows(self, item: Demonstration, first_block: int, is_drawn: np.ndarray) -> list[TrainRow]:
         b, num_prompt = self.block_size, len(item.prompt_ids)
-        ids = [*item.prompt_ids, *item.response_ids]
-        num_pads = -len(ids) % b
-        end = len(ids) + (num_pads if self.options.num_trained_pads is None else self.options.num_trained_pads)
-        token_ids = np.array(ids + [self.pad_token_id] * num_pads, dtype=np.int64)
-        blocks = np.arange(first_block, len(token_ids) // b)
-        position = blocks[:, None] * b + np.arange(b)
-        is_masked = is_drawn & (position >= num_prompt)
-        is_target = is_masked & (position < end)
-        keep = np.any(is_target, axis=-1)  # [copies, blocks]; a copy without a target teaches nothing
-        if not keep.any():
-            return None
-        block_index, copy_index = keep.T.nonzero()
-        noisy_ids = np.where(is_masked, self.mask_token_id, token_ids[position])[copy_index, block_index]
-        return build_row(token_ids, b, blocks[block_index], noisy_ids, is_target[copy_index, block_index])
+        num_tokens = num_prompt + len(item.response_ids)
+        num_pads = -num_tokens % b
+        end = num_tokens + (num_pads if self.options.num_trained_pads is None else self.options.num_trained_pads)
+        position = np.arange(num_tokens + num_pads)
+        is_masked = np.zeros((len(is_drawn), len(position)), dtype=bool)
+        is_masked[:, first_block * b :] = is_drawn[:, : len(position) - first_block * b]
+        is_masked &= position >= num_prompt
+        canvas_ids = [*item.response_ids, *[self.pad_token_id] * num_pads]
+        return masked_rows(
+            item.prompt_ids, canvas_ids, Grid(b), self.mask_token_id, is_masked, is_masked & (position < end)
+        )
 
-    def loss(self, logits_NV: Tensor, batch: RowBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, stats: TargetStats, batch: RowBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted cross-entropy (natural log) over the vocabulary, and sums for the metrics."""
-        nll_N = torch.nn.functional.cross_entropy(logits_NV, batch.target_ids_N, reduction="none")
-        loss = (batch.values["weight"] * nll_N).sum()
-        hits = (logits_NV.detach().argmax(-1) == batch.target_ids_N).float()
-        return loss, {"token_accuracy": (batch.values["weight"] * hits).sum()}
+        weight_N = batch.values["weight"]
+        return -(weight_N * stats.logprobs_N).sum(), {"token_accuracy": (weight_N * stats.is_top_N).sum()}

@@ -15,7 +15,7 @@ from unmask.data.sources import EpochOrder, Source
 from unmask.engine import Engine
 from unmask.objectives import RlObjective
 from unmask.objectives.advantages import get_advantage
-from unmask.objectives.rows import RowBatch, TrainRow, collate, split_rows, target_logprobs
+from unmask.objectives.rows import RowBatch, TrainRow, collate, fit_rows, pack_rows, score_targets
 from unmask.rewards import RewardFn
 from unmask.rl.rollout import derive_seed, make_rollouts
 from unmask.train.run import Outcome, Run
@@ -38,8 +38,7 @@ def train_rl(
     needs_old_logprobs = settings.old_logprobs == "recompute" or (settings.old_logprobs == "auto" and not is_exact)
 
     def loss_fn(batch: RowBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        logprobs_N = target_logprobs(trainer.model, batch, trainer.backend, temperature=params.temperature)
-        return objective.loss(logprobs_N, batch)
+        return objective.loss(score_targets(trainer.model, batch, trainer.backend, temperature=params.temperature), batch)
 
     with run:
         for step in run.steps():
@@ -68,6 +67,7 @@ def train_rl(
                 for part in minibatches(signal, settings.num_minibatches, derive_seed(recipe.run.seed, step, epoch))
             ]
             updates = [rows for part in parts if (rows := objective.rows(part, num_sequences=len(part)))]
+            updates = [fit_rows(rows, trainer.max_tokens) for rows in updates]
             # 5. Old log-probabilities: the sampler's own, unless its arithmetic or its views are not the trainer's.
             if needs_old_logprobs:
                 for rows in updates:
@@ -86,11 +86,11 @@ def train_rl(
 @torch.no_grad()
 def set_old_logprobs(trainer: Trainer, rows: Sequence[TrainRow], params: SamplingParams) -> None:
     """Replaces the rows' old log-probs by the trainer's: from the weights as they are, in its precision, on these views."""
-    for part in split_rows(rows, trainer.max_tokens):
-        batch = collate(part, trainer.model.spec.pad_token_id, trainer.model.device)
+    for pack in pack_rows(rows, trainer.max_tokens):
+        batch = collate(pack, trainer.model.device)
         with trainer.autocast():
-            logprobs_N = target_logprobs(trainer.model, batch, trainer.backend, temperature=params.temperature)
-        for row, values in zip(part, logprobs_N.split([len(row.target_ids) for row in part]), strict=True):
+            stats = score_targets(trainer.model, batch, trainer.backend, temperature=params.temperature)
+        for row, values in zip(pack, stats.logprobs_N.split([len(row.target_ids) for row in pack]), strict=True):
             row.values["old_logprobs"] = values.cpu().numpy()
 
 

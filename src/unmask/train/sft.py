@@ -11,7 +11,7 @@ from unmask.data.chat import ChatTokenizer
 from unmask.data.sources import EpochOrder, Source
 from unmask.errors import UnmaskError
 from unmask.objectives import SftObjective
-from unmask.objectives.rows import RowBatch, target_logits
+from unmask.objectives.rows import RowBatch, score_targets
 from unmask.train.run import Outcome, Run
 from unmask.types import Demonstration
 
@@ -24,7 +24,7 @@ def train_sft(
     order = EpochOrder(len(source), recipe.run.seed)
 
     def loss_fn(batch: RowBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        return objective.loss(target_logits(trainer.model, batch, trainer.backend), batch)
+        return objective.loss(score_targets(trainer.model, batch, trainer.backend, excludes_mask=False), batch)
 
     with run:
         for step in run.steps():

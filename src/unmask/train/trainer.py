@@ -13,7 +13,7 @@ from unmask.config.schema import OptimizerConfig
 from unmask.errors import UnmaskError
 from unmask.models import Decoder
 from unmask.models.experts import expert_balance, reset_expert_load
-from unmask.objectives.rows import RowBatch, TrainRow, collate, split_rows
+from unmask.objectives.rows import RowBatch, TrainRow, collate, pack_rows
 from unmask.train.optimizer import learning_rate, make_optimizer
 
 # (model, batch, forward settings) -> loss of the batch, sums for the metrics
@@ -55,8 +55,7 @@ class Trainer:
         return autocast(self.precision, self.model.device)
 
     def batches(self, rows: Sequence[TrainRow]) -> list[RowBatch]:
-        pad, device = self.model.spec.pad_token_id, self.model.device
-        return [collate(part, pad, device) for part in split_rows(rows, self.max_tokens)]
+        return [collate(pack, self.model.device) for pack in pack_rows(rows, self.max_tokens)]
 
     def update(self, rows: Sequence[TrainRow], loss_fn: LossFn) -> dict[str, float]:
         """One optimizer step on the sum of the loss over all rows. Returns "loss", "grad_norm", "lr", the sums, and of

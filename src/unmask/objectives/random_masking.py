@@ -1,0 +1,52 @@
+"""Random masking: the policy objective on masks drawn at random, not on the trace. A baseline of the TraceRL paper.
+
+Block models: a mask has a rate of its own for each block. Full attention: one for the response.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from unmask.objectives.masking import draw_masks
+from unmask.objectives.policy import PolicyObjective, PolicyOptions
+from unmask.objectives.rows import TrainRow
+from unmask.objectives.views import Grid, masked_rows
+from unmask.types import Rollout
+
+
+class RandomMasking(PolicyObjective):
+    """Masks of response tokens, trained where they are. Old log-probabilities are recomputed on the same masks."""
+
+    class Options(PolicyOptions):
+        num_masks: int = Field(1, ge=1, description="masks drawn for each response, in every pass over it")
+        min_rate: float = Field(0.1, ge=0, le=1, description="lowest rate at which tokens are masked")
+        max_rate: float = Field(0.9, ge=0, le=1, description="highest rate")
+
+        @model_validator(mode="after")
+        def _ordered(self) -> RandomMasking.Options:
+            if self.min_rate > self.max_rate:
+                raise ValueError(f"min_rate {self.min_rate} is above max_rate {self.max_rate}")
+            return self
+
+    options: Options
+
+    def views(self, rollout: Rollout, draw: int) -> list[TrainRow]:
+        trace = rollout.trace
+        grid = Grid.of(self.spec, self.options.block_size or trace.block_size)
+        position_S = np.arange(trace.num_tokens)
+        canvas_S = position_S - len(trace.prompt_ids)
+        is_response_S = (canvas_S >= 0) & (canvas_S < trace.num_response_tokens)
+        # What lies behind the response is not known when it is decoded: it is masked, and not trained.
+        is_masked_VS = self.masks(rollout, draw, grid.blocks(trace.num_tokens)[: trace.num_tokens]) & is_response_S
+        is_behind_S = canvas_S >= trace.num_response_tokens
+        return masked_rows(
+            trace.prompt_ids, trace.canvas_ids, grid, self.spec.mask_token_id, is_masked_VS | is_behind_S, is_masked_VS
+        )
+
+    def masks(self, rollout: Rollout, draw: int, block_S: np.ndarray) -> np.ndarray:
+        """Bool [V, S]."""
+        o = self.options
+        start_S = np.searchsorted(block_S, block_S)
+        keys = (rollout.trace.seed, draw)
+        return draw_masks(keys, o.num_masks, np.arange(len(block_S))[None], start_S[None], o.min_rate, o.max_rate)[0]
