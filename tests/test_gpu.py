@@ -14,8 +14,9 @@ from unmask.diffusion.generate import generate
 from unmask.engine import Engine
 from unmask.models import FAMILIES
 from unmask.models.checkpoint import load_model, new_model, save_model
-from unmask.objectives.rows import collate, target_logprobs
-from unmask.objectives.trace_views import replay_logprobs, trace_row
+from unmask.objectives.rows import collate, score_targets
+from unmask.objectives.trace_views import replay_logprobs, trace_rows
+from unmask.objectives.views import Grid
 from unmask.types import SamplingParams
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
@@ -28,12 +29,12 @@ def gpu_model():
 
 def test_flex_gives_dense_logprobs_and_gradients(gpu_model) -> None:
     traces = generate(gpu_model, random_prompts([5, 9, 14]), SamplingParams(max_new_tokens=24))
-    rows = [trace_row(trace, gpu_model.spec.mask_token_id) for trace in traces]
-    batch = collate(rows, gpu_model.spec.pad_token_id, "cuda")
+    rows = [row for trace in traces for row in trace_rows(trace, Grid.of(gpu_model.spec), gpu_model.spec.mask_token_id)]
+    batch = collate(rows, "cuda")
     gradients = []
     for backend in (DenseAttention, BACKENDS["flex"]):
         gpu_model.zero_grad()
-        target_logprobs(gpu_model, batch, backend).sum().backward()
+        score_targets(gpu_model, batch, backend).logprobs_N.sum().backward()
         gradients.append({name: p.grad.clone() for name, p in gpu_model.named_parameters()})
     for name, gradient in gradients[0].items():
         scale = gradient.abs().max()

@@ -13,8 +13,8 @@ from unmask.data.sources import Source
 from unmask.engine import Engine
 from unmask.errors import UnmaskError
 from unmask.files import new_file
-from unmask.rewards import RewardFn
 from unmask.rl.rollout import make_rollouts
+from unmask.rl.scoring import RewardPool
 from unmask.types import Example, RolloutGroup, SamplingParams, TraceRecord
 
 METRICS = ("accuracy", "tokens_per_forward", "response_length", "cut_share")
@@ -37,15 +37,15 @@ class Evaluation:
 
 
 def evaluate(
-    engine: Engine, tokenizer: ChatTokenizer, examples: Sequence[Example], params: SamplingParams, reward: RewardFn
+    engine: Engine, tokenizer: ChatTokenizer, examples: Sequence[Example], params: SamplingParams, rewards: RewardPool
 ) -> Evaluation:
     """Decodes one response per example and rewards it. Accuracy is the mean reward; tokens per forward is all response
     tokens over all forward passes."""
-    groups = make_rollouts(engine, tokenizer, examples, params, reward, seed_keys=("eval",))
+    groups = make_rollouts(engine, tokenizer, examples, params, rewards, seed_keys=("eval",))
     rollouts = [group.rollouts[0] for group in groups]
-    rewards, n = [float(r.reward or 0.0) for r in rollouts], len(rollouts)
-    accuracy = sum(rewards) / n
-    variance = sum((reward - accuracy) ** 2 for reward in rewards) / max(1, n - 1)
+    values, n = [float(r.reward or 0.0) for r in rollouts], len(rollouts)
+    accuracy = sum(values) / n
+    variance = sum((value - accuracy) ** 2 for value in values) / max(1, n - 1)
     num_tokens = sum(r.trace.num_response_tokens for r in rollouts)
     return Evaluation(
         accuracy=accuracy,

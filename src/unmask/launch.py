@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 import time
 from collections.abc import Callable
@@ -12,29 +13,31 @@ import torch
 
 from unmask.attention import get_backend
 from unmask.config import Plugin, RlRecipe, RunConfig, SftRecipe, fill_plugins
-from unmask.config.schema import EngineLimits, MachineConfig, ModelConfig
+from unmask.config.schema import EngineLimits, MachineConfig, ModelConfig, OptimizerConfig
 from unmask.data.chat import MASK, ChatTokenizer
 from unmask.data.sources import SOURCES, open_source
 from unmask.diffusion.remasking import get_strategy
 from unmask.engine import Engine
 from unmask.errors import UnmaskError
 from unmask.evaluate import METRICS, evaluate, take_examples
-from unmask.models import Decoder
+from unmask.models import Decoder, ValueModel
 from unmask.models.checkpoint import load_model, new_model
 from unmask.models.hub import resolve_folder
 from unmask.objectives import (
     RL_OBJECTIVES,
     SFT_OBJECTIVES,
-    make_rl_objective,
     make_sft_objective,
 )
 from unmask.objectives.advantages import get_advantage
-from unmask.rewards import REWARDS, make_reward
+from unmask.rewards import REWARDS
+from unmask.rl.critic import Critic
 from unmask.rl.loop import train_rl
+from unmask.rl.scoring import RewardPool
+from unmask.rl.stages import make_stages
 from unmask.train.checkpoint import newest_valid, seed_rng
 from unmask.train.run import Outcome, Run
 from unmask.train.sft import demonstration, train_sft
-from unmask.train.trainer import Trainer
+from unmask.train.trainer import Model, Trainer
 
 
 def resolve(recipe: SftRecipe | RlRecipe) -> SftRecipe | RlRecipe:
@@ -122,27 +125,71 @@ def start(recipe: SftRecipe | RlRecipe, *, resume: bool = False, title: str = ""
     seed_rng(seed)
     with tempfile.TemporaryDirectory() as scratch:
         model, tokenizer, tokenizer_from = open_model(recipe.model, recipe.source, recipe.run, Path(scratch))
-        if model.spec.attention != "block_causal":
-            raise UnmaskError(f"{kind} trains block models; {model.spec.family} has {model.spec.attention} attention")
-        source, reward = open_source(recipe.source, "train", seed), make_reward(recipe.reward)
+        source = open_source(recipe.source, "train", seed)
         steps = recipe.train.max_steps
         if isinstance(recipe, RlRecipe):
             steps *= recipe.train.num_minibatches * recipe.train.num_epochs
-        trainer = Trainer(
-            model, recipe.optimizer, max_optimizer_steps=steps,
-            max_tokens_per_micro_batch=recipe.train.max_tokens_per_micro_batch,
-            attention_backend=recipe.run.attention_backend, precision=pick_precision(recipe.run.precision, model.device),
-        )  # fmt: skip
+        trainer = make_trainer(model, recipe, recipe.optimizer, steps)
         engine = Engine(model, decode=tokenizer.decode, **limits_beside_training(recipe.engine, model.device))
         evaluator = make_evaluator(recipe, trainer, engine, tokenizer)
         if isinstance(recipe, SftRecipe):  # data of the wrong kind is found before there is a run folder
             demonstration(source, tokenizer, 0, 0)
         else:
             take_examples(source, 16)
-        run = Run(folder, recipe, trainer, tokenizer_from, evaluator, resume=resume, title=title or kind)
+        title = title or kind
         if isinstance(recipe, SftRecipe):
-            return train_sft(recipe, run, source, tokenizer, make_sft_objective(recipe.objective, model, seed))
-        return train_rl(recipe, run, engine, source, tokenizer, make_rl_objective(recipe.objective, model), reward)
+            objective = make_sft_objective(recipe.objective, model, seed)
+            run = Run(folder, recipe, trainer, tokenizer_from, evaluator, resume=resume, title=title)
+            return train_sft(recipe, run, source, tokenizer, objective)
+        make_stages(recipe, model)
+        critic, reference = make_critic(recipe, model), make_reference(recipe, model)
+        run = Run(
+            folder, recipe, trainer, tokenizer_from, evaluator, resume=resume, title=title,
+            value_trainer=critic.trainer if critic else None,
+        )  # fmt: skip
+        rewards = RewardPool(recipe.reward, recipe.train.reward_workers)
+        return train_rl(recipe, run, engine, source, tokenizer, rewards, critic, reference)
+
+
+def make_trainer(model: Model, recipe: SftRecipe | RlRecipe, optimizer: OptimizerConfig, num_steps: int) -> Trainer[Model]:
+    """num_steps: optimizer steps of the whole run."""
+    return Trainer(
+        model, optimizer, max_optimizer_steps=num_steps, max_tokens_per_micro_batch=recipe.train.max_tokens_per_micro_batch,
+        attention_backend=recipe.run.attention_backend, precision=pick_precision(recipe.run.precision, model.device),
+    )  # fmt: skip
+
+
+def make_critic(recipe: RlRecipe, policy: Decoder) -> Critic | None:
+    """The value model and its trainer, as the run begins; None where the recipe has none. Raises `UnmaskError`."""
+    config = recipe.value
+    if not config.enabled:
+        return None
+    if config.path:
+        model = load_model(find_model_folder(config.path), device=policy.device, head="value")
+        if model.spec.vocab_size != policy.spec.vocab_size:
+            raise UnmaskError(
+                f"value.path {config.path}: has a vocabulary of {model.spec.vocab_size}, the policy one of "
+                f"{policy.spec.vocab_size}; it has to read the policy's tokens"
+            )
+    else:
+        model = ValueModel.from_policy(policy)
+    num_steps = recipe.train.max_steps * config.num_minibatches * config.num_epochs
+    return Critic(model, make_trainer(model, recipe, config.optimizer, num_steps), config)
+
+
+def make_reference(recipe: RlRecipe, policy: Decoder) -> Decoder | None:
+    """The frozen model that the KL is to, where the objective asks for one. Raises `UnmaskError`."""
+    if recipe.objective.options.get("kl_to") != "reference":
+        return None
+    if not recipe.reference.path:
+        return copy.deepcopy(policy).requires_grad_(False)
+    model = load_model(find_model_folder(recipe.reference.path), device=policy.device)
+    if model.spec.vocab_size != policy.spec.vocab_size:
+        raise UnmaskError(
+            f"reference.path {recipe.reference.path}: has a vocabulary of {model.spec.vocab_size}, the policy one of "
+            f"{policy.spec.vocab_size}; it has to score the policy's tokens"
+        )
+    return model.requires_grad_(False)
 
 
 def limits_beside_training(limits: EngineLimits, device: torch.device) -> dict[str, Any]:
@@ -157,7 +204,7 @@ def make_evaluator(
     recipe: SftRecipe | RlRecipe, trainer: Trainer, engine: Engine, tokenizer: ChatTokenizer
 ) -> Callable[[], dict[str, float]]:
     """Measures the trainer's model on the recipe's held-out examples: always the same ones, with the same seeds."""
-    config, reward = recipe.eval, make_reward(recipe.reward)
+    config, rewards = recipe.eval, RewardPool(recipe.reward)
     source = config.source or recipe.source
     examples = []
     if config.every_steps:
@@ -167,7 +214,7 @@ def make_evaluator(
     def measure() -> dict[str, float]:
         engine.update_weights(policy_version=trainer.optimizer_step)
         with trainer.autocast():
-            result = evaluate(engine, tokenizer, examples, config.sampling, reward)
+            result = evaluate(engine, tokenizer, examples, config.sampling, rewards)
         return result.metrics()
 
     return measure

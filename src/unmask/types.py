@@ -263,6 +263,7 @@ class TraceRecord:
 class Rollout:
     """One sampled response, its text, its reward (0 to 1 for verifiable tasks; None = not scored) and the reason for it.
 
+    pieces: the response's tokens as text, where the reward asked for them.
     token_rewards: process rewards, one float per response token, beside the outcome's `reward`; None = there are none.
     advantage: of the whole response. token_advantages: float [canvas], of each of its tokens, instead; None = not set.
     """
@@ -271,6 +272,7 @@ class Rollout:
     text: str
     reward: float | None = None
     reward_reason: str = ""
+    pieces: list[str] = field(default_factory=list)
     token_rewards: list[float] | None = None
     advantage: float = 0.0
     token_advantages: Any = None

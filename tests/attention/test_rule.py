@@ -5,15 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from unmask.attention import BACKENDS, DenseAttention, TokenLayout, get_backend, visibility
+from unmask.attention import BACKENDS, DenseAttention, TiledAttention, TokenLayout, get_backend, tiled, visibility
 from unmask.errors import UnmaskError
 
 
 def sees(layout: TokenLayout, row: int, q: int, k: int) -> bool:
-    doc, block, copy = (t[row].tolist() for t in (layout.doc_BL, layout.block_BL, layout.copy_BL))
-    if doc[q] != doc[k]:
-        return False
-    return (copy[k] == 0 and block[k] < block[q]) or (copy[k] == copy[q] and block[k] == block[q])
+    fields = (layout.doc_BL, layout.prefix_doc_BL, layout.block_BL, layout.copy_BL)
+    doc, prefix, block, copy = (t[row].tolist() for t in fields)
+    if doc[k] in (doc[q], prefix[q]) and copy[k] == 0 and block[k] < block[q]:
+        return True
+    return doc[q] == doc[k] and copy[k] == copy[q] and block[k] == block[q]
 
 
 def random_layout(rows: int, length: int, seed: int = 0) -> TokenLayout:
@@ -22,7 +23,8 @@ def random_layout(rows: int, length: int, seed: int = 0) -> TokenLayout:
     def ints(low: int, high: int) -> torch.Tensor:
         return torch.randint(low, high, (rows, length), generator=g)
 
-    return TokenLayout(ints(-1, 2), ints(0, 4), ints(0, 3), ints(0, 50))
+    doc = ints(-1, 2)
+    return TokenLayout(doc, ints(0, 4), ints(0, 3), ints(0, 50), torch.where(ints(0, 2) == 0, doc, ints(0, 2)))
 
 
 def test_visibility_is_the_definition() -> None:
@@ -72,15 +74,58 @@ def test_flex_executes_the_same_rule_as_dense() -> None:
     torch.testing.assert_close(flex, dense, atol=2e-6, rtol=0)  # float32 against float64 accumulation
 
 
-def test_dense_float32_and_float64_paths_agree() -> None:
+@pytest.mark.parametrize("tile", [1, 8, 64])
+@pytest.mark.parametrize("length", [1, 7, 40, 130])
+def test_tiles_execute_the_same_rule_as_dense(monkeypatch, tile: int, length: int) -> None:
+    """Forward and gradients, with more keys than queries, rows apart, and tokens in no order at all."""
+    monkeypatch.setattr(tiled, "TILE", tile)
+    for seed in range(6):
+        layout = random_layout(2, length, seed=seed)
+        keys = layout.cat(random_layout(2, length, seed=seed + 100))
+        results = []
+        for backend in (DenseAttention, TiledAttention):
+            torch.manual_seed(seed)
+            q, k, v = (torch.randn(2, h, n, 8, requires_grad=True) for h, n in ((4, length), (2, 2 * length), (2, 2 * length)))
+            out = backend(layout, keys)(q, k, v)
+            out.backward(torch.randn(out.shape))
+            results.append((out.detach(), q.grad, k.grad, v.grad))
+        for wanted, got in zip(*results, strict=True):
+            torch.testing.assert_close(got, wanted, atol=5e-6, rtol=0)  # float32 sums in another order
+
+
+def test_tiles_leave_out_what_nobody_sees() -> None:
+    """Sixteen sequences in a row: a dense table would have sixteen times the pairs of the sequences themselves."""
+    doc = torch.arange(16).repeat_interleave(64)[None]
+    position = torch.arange(64).repeat(16)[None]
+    layout = TokenLayout(doc, position // 4, torch.zeros_like(doc), position)
+    computed = sum(group.is_hidden_TQK.numel() for group in TiledAttention(layout, layout).groups)
+    assert computed <= 1.1 * 16 * 64 * 64
+
+
+@pytest.mark.parametrize("backend", ["dense", "tiled"])
+def test_float32_and_float64_paths_agree(backend) -> None:
     layout = random_layout(2, 16, seed=4)
     q, k, v = (torch.randn(2, 2, 16, 8) for _ in range(3))
-    attend = DenseAttention(layout, layout)
+    attend = BACKENDS[backend](layout, layout)
     with torch.no_grad():
         precise = attend(q, k, v)
     torch.testing.assert_close(attend(q.requires_grad_(), k, v), precise, atol=2e-6, rtol=0)
 
 
 def test_unknown_backend_lists_the_known() -> None:
-    with pytest.raises(UnmaskError, match="unknown attention backend 'sparse'; known: auto, dense, flex"):
+    with pytest.raises(UnmaskError, match="unknown attention backend 'sparse'; known: auto, dense, tiled, flex"):
         get_backend("sparse", torch.device("cpu"))
+
+
+def test_a_prompt_is_shared() -> None:
+    """Two responses to a prompt of two blocks in one row: each sees the prompt and itself, the prompt sees neither."""
+    doc, prefix = [0] * 4 + [1] * 2 + [2] * 2, [0] * 8
+    block, copy = [0, 0, 1, 1, 2, 2, 2, 2], [0] * 4 + [1] * 4
+    layout = TokenLayout(*(torch.tensor([x]) for x in (doc, block, copy, block, prefix)))
+    table = visibility(layout, layout)[0]
+    assert table[4:, :4].all()
+    assert not table[:4, 4:].any()
+    assert table[4:6, 4:6].all()
+    assert table[6:, 6:].all()
+    assert not table[4:6, 6:].any()
+    assert not table[6:, 4:6].any()

@@ -20,8 +20,8 @@ from unmask.launch import start
 from unmask.models import FAMILIES
 from unmask.objectives import RL_OBJECTIVES, SFT_OBJECTIVES
 from unmask.objectives.advantages import ADVANTAGES
-from unmask.objectives.rows import build_row
-from unmask.objectives.trace_views import trace_row
+from unmask.objectives.trace_views import trace_rows
+from unmask.objectives.views import Grid, masked_rows
 from unmask.rewards import REWARDS
 from unmask.train.run import read_metrics
 from unmask.types import Example
@@ -85,17 +85,15 @@ class ToySftObjective:
     def rows(self, items):
         rows = []
         for item in items:
-            ids = np.array([*item.prompt_ids, *item.response_ids])
-            ids = ids[: len(ids) // self.b * self.b]
-            last, everything = np.array([len(ids) // self.b - 1]), np.ones((1, self.b), dtype=bool)
-            rows.append(build_row(ids, self.b, last, np.full((1, self.b), self.mask), everything))
+            num_tokens = len(item.prompt_ids) + len(item.response_ids)
+            is_last = np.arange(num_tokens)[None] // self.b == num_tokens // self.b - 1
+            rows += masked_rows(item.prompt_ids, item.response_ids, Grid(self.b), self.mask, is_last, is_last)
         for row in rows:
             row.values["weight"] = np.full(self.b, 1.0 / self.b / len(rows))
         return rows
 
-    def loss(self, logits_NV, batch):
-        nll_N = torch.nn.functional.cross_entropy(logits_NV, batch.target_ids_N, reduction="none")
-        return (batch.values["weight"] * nll_N).sum(), {}
+    def loss(self, stats, batch):
+        return -(batch.values["weight"] * stats.logprobs_N).sum(), {}
 
 
 class ToyRlObjective:
@@ -105,20 +103,22 @@ class ToyRlObjective:
     has_sampler_views = True
 
     def __init__(self, options, spec):
-        self.mask = spec.mask_token_id
+        self.spec = spec
 
-    def rows(self, rollouts, num_sequences):
+    def rows(self, rollouts, num_sequences, draw):
         rows = []
         for rollout in rollouts:
-            row = trace_row(rollout.trace, self.mask)
+            [row] = trace_rows(rollout.trace, Grid.of(self.spec), self.spec.mask_token_id)
             row.values["weight"] = np.full(len(row.target_ids), rollout.advantage / num_sequences)
+            row.values["old_logprobs"] = row.values["rollout_logprobs"]
             rows.append(row)
         return rows
 
-    def loss(self, logprobs_N, batch):
-        zero, n = torch.zeros(()), torch.tensor(float(len(logprobs_N)))
-        sums = {"num_targets": n, "kl_sum": zero, "clip_sum": zero, "neg_logprob_sum": -logprobs_N.detach().sum()}
-        return -(batch.values["weight"] * logprobs_N).sum(), sums
+    def loss(self, stats, batch):
+        zero, n = torch.zeros(()), torch.tensor(float(len(stats.logprobs_N)))
+        sums = {"num_targets": n, "neg_logprob_sum": -stats.logprobs_N.detach().sum()}
+        sums |= {"kl_sum": zero, "clip_sum": zero, "entropy_sum": stats.entropy_N.sum()}
+        return -(batch.values["weight"] * stats.logprobs_N).sum(), sums
 
 
 class ToyStrategy:

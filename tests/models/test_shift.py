@@ -13,14 +13,17 @@ from unmask.models.shift import shift_hidden
 def plain_shift(hidden, layout):
     out = hidden.clone()
     for row in range(len(hidden)):
-        tokens = list(zip(*(t[row].tolist() for t in (layout.doc_BL, layout.copy_BL, layout.position_BL)), strict=True))
+        fields = (layout.doc_BL, layout.copy_BL, layout.position_BL)
+        tokens = list(zip(*(t[row].tolist() for t in fields), strict=True))
+        prefix = layout.prefix_doc_BL[row].tolist()
         for i, (doc, copy, position) in enumerate(tokens):
             if position == 0 or doc == PAD_DOC:
                 continue
             same = [j for j, t in enumerate(tokens) if t == (doc, copy, position - 1)]
             clean = [j for j, t in enumerate(tokens) if t == (doc, 0, position - 1)]
-            if same or clean:
-                out[row, i] = hidden[row, (same or clean)[0]]
+            shared = [j for j, t in enumerate(tokens) if t == (prefix[i], 0, position - 1)]
+            if same or clean or shared:
+                out[row, i] = hidden[row, (same or clean or shared)[0]]
     return out
 
 
@@ -59,3 +62,13 @@ def test_one_plain_sequence_moves_by_one() -> None:
     got = shift_hidden(hidden, layout)
     assert torch.equal(got[0], torch.cat((hidden[0, :1], hidden[0, :-1])))
     assert torch.equal(got[1, :5], torch.cat((hidden[1, :1], hidden[1, :4])))
+
+
+def test_the_token_before_may_be_the_shared_prompts() -> None:
+    """Prompt of one block (positions 0, 1), shared by two responses that begin at position 2, one with a noisy copy."""
+    doc, prefix = torch.tensor([[0, 0, 1, 1, 1, 1, 2, 2]]), torch.zeros(1, 8, dtype=torch.long)
+    copy, position = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1]]), torch.tensor([[0, 1, 2, 3, 2, 3, 2, 3]])
+    layout = TokenLayout(doc, position // 2, copy, position, prefix)
+    hidden = torch.arange(8.0)[None, :, None]
+    assert shift_hidden(hidden, layout).flatten().tolist() == [0, 0, 1, 2, 1, 4, 1, 6]
+    torch.testing.assert_close(shift_hidden(hidden, layout), plain_shift(hidden, layout))

@@ -11,6 +11,7 @@ from unmask.config import Plugin
 from unmask.errors import UnmaskError
 from unmask.objectives import make_rl_objective, make_sft_objective
 from unmask.objectives.advantages import ADVANTAGES, get_advantage
+from unmask.objectives.fused_head import TargetStats
 from unmask.objectives.rows import RowBatch, collate
 from unmask.objectives.semi_ar import SemiAR
 from unmask.objectives.trace_rl import TraceRL
@@ -74,7 +75,7 @@ def test_masks_depend_on_seed_sample_and_epoch_only(model) -> None:
 def test_mask_rates(model) -> None:
     """The rate is the block's own, U(lo, hi): the share of masks is its mean, and blocks differ more than tokens would."""
     items = [Demonstration(i, 0, [], [5] * 4) for i in range(4000)]
-    drawn = semi_ar(model, min_rate=0.2, max_rate=0.8)._draw_masks(items, np.zeros(4000, dtype=np.int64), 1)[:, 0, 0]
+    drawn = semi_ar(model, min_rate=0.2, max_rate=0.8)._draw_masks(items, np.zeros(4000, dtype=np.int64), 1)[:, 0]
     assert drawn.mean() == pytest.approx(0.5, abs=0.02)
     per_block = drawn.sum(1)
     assert per_block.var() == pytest.approx(4 * 0.25 + 12 * 0.6**2 / 12, rel=0.08)  # binomial + spread of the rate
@@ -111,15 +112,20 @@ def test_noisy_copies_have_their_own_masks(model) -> None:
 
 def test_sft_loss_is_cross_entropy(model) -> None:
     rows = semi_ar(model).rows(demonstrations())
-    batch = collate(rows, PAD)
+    batch = collate(rows)
     logits = torch.randn(len(batch.target_ids_N), 40)
-    loss, sums = semi_ar(model).loss(logits, batch)
+
+    def stats(logits) -> TargetStats:
+        logprobs, is_top = logits.log_softmax(-1), (logits.argmax(-1) == batch.target_ids_N).float()
+        return TargetStats(logprobs.gather(1, batch.target_ids_N[:, None])[:, 0], is_top, is_top)
+
+    loss, sums = semi_ar(model).loss(stats(logits), batch)
     wanted = -logits.log_softmax(-1).gather(1, batch.target_ids_N[:, None]).mean()
     assert loss.item() == pytest.approx(wanted.item(), abs=1e-6)
     hits = (logits.argmax(-1) == batch.target_ids_N).float().mean()
     assert sums["token_accuracy"].item() == pytest.approx(hits.item(), abs=1e-6)
     perfect = torch.nn.functional.one_hot(batch.target_ids_N, 40).float() * 50
-    assert semi_ar(model).loss(perfect, batch)[1]["token_accuracy"].item() == pytest.approx(1.0)
+    assert semi_ar(model).loss(stats(perfect), batch)[1]["token_accuracy"].item() == pytest.approx(1.0)
 
 
 def golden_rl(case) -> tuple[RowBatch, TraceRL, torch.Tensor]:
@@ -130,6 +136,7 @@ def golden_rl(case) -> tuple[RowBatch, TraceRL, torch.Tensor]:
     advantage = out["row_reward"][:, None].expand(p_mask.shape)[p_mask]
     values = {
         "old_logprobs": case["inputs"]["logp_old"][p_mask],
+        "rollout_logprobs": case["inputs"]["logp_old"][p_mask],
         "advantage": advantage.float(),
         "weight": torch.full_like(advantage, 1.0 / response_length / num_rows, dtype=torch.float32),
     }
@@ -141,11 +148,15 @@ def golden_rl(case) -> tuple[RowBatch, TraceRL, torch.Tensor]:
     return RowBatch(ids, None, ids, ids, values), options, out["logp_new"][p_mask]  # type: ignore[arg-type]
 
 
+def just(logprobs: torch.Tensor) -> TargetStats:
+    return TargetStats(logprobs, torch.zeros_like(logprobs), torch.zeros_like(logprobs))
+
+
 def test_golden_policy_losses(golden_sdar, model) -> None:
     checked = 0
     for case in golden_cases(golden_sdar, "train_rl"):
         batch, options, logp_new = golden_rl(case)
-        loss, _ = TraceRL(options, model.spec).loss(logp_new, batch)
+        loss, _ = TraceRL(options, model.spec).loss(just(logp_new), batch)
         assert loss.item() == pytest.approx(case["outputs"]["loss"].item(), abs=1e-5), case["name"]
         checked += 1
     assert checked >= 8
@@ -157,7 +168,8 @@ def test_clipping_is_one_sided(model) -> None:
     ids = torch.zeros(4, dtype=torch.long)
     log_ratio = torch.log(torch.tensor([1.4, 1.4, 0.7, 0.7])).requires_grad_()
     values = {"old_logprobs": torch.zeros(4), "advantage": torch.tensor([1.0, -1.0, 1.0, -1.0]), "weight": torch.ones(4)}
-    loss, sums = objective.loss(log_ratio, RowBatch(ids, None, ids, ids, values))  # type: ignore[arg-type]
+    values["rollout_logprobs"] = values["old_logprobs"]
+    loss, sums = objective.loss(just(log_ratio), RowBatch(ids, None, ids, ids, values))  # type: ignore[arg-type]
     loss.backward()
     assert (log_ratio.grad != 0).tolist() == [False, True, True, False]
     assert loss.item() == pytest.approx(-(1.3 - 1.4 + 0.7 - 0.8))
@@ -169,20 +181,26 @@ def test_clipping_is_one_sided(model) -> None:
 
 
 def test_advantages() -> None:
-    rewards = np.array([1.0, 0.0, 0.0, 1.0, 1.0])
-    z = ADVANTAGES["group_zscore"](rewards)
-    assert z == pytest.approx((rewards - 0.6) / np.sqrt(0.24))
-    assert ADVANTAGES["group_mean_centred"](rewards) == pytest.approx(rewards - 0.6)
-    assert ADVANTAGES["leave_one_out"](rewards) == pytest.approx([r - (3 - r) / 4 for r in rewards])
+    rewards = np.array([[1.0, 0.0, 0.0, 1.0, 1.0], [0.2, 0.2, 0.2, 0.2, 0.2]])
+    first = rewards[0]
+    assert ADVANTAGES["group_zscore"](rewards)[0] == pytest.approx((first - 0.6) / np.sqrt(0.24))
+    assert ADVANTAGES["group_mean_centred"](rewards)[0] == pytest.approx(first - 0.6)
+    assert ADVANTAGES["leave_one_out"](rewards)[0] == pytest.approx([r - (3 - r) / 4 for r in first])
+    assert ADVANTAGES["batch_zscore"](rewards) == pytest.approx((rewards - 0.4) / rewards.std())
+    assert ADVANTAGES["none"](rewards) == pytest.approx(rewards)
+    for name in ("group_zscore", "group_mean_centred", "leave_one_out"):
+        assert not ADVANTAGES[name](rewards)[1].any(), name
     for name, advantage in ADVANTAGES.items():
         for n in (3, 6, 7):
-            assert not advantage(np.full(n, 0.1)).any(), name  # exactly zero: rounding is no signal
-    with pytest.raises(UnmaskError, match="unknown advantage 'gae'; known: group_zscore, group_mean_centred, leave_one_out"):
+            # exactly zero: rounding is no signal
+            assert name == "none" or not advantage(np.full((2, n), 0.1)).any(), name
+    known = "group_zscore, group_mean_centred, leave_one_out, batch_zscore, none"
+    with pytest.raises(UnmaskError, match=f"unknown advantage 'gae'; known: {known}"):
         get_advantage("gae")
 
 
 def test_options_are_checked(model) -> None:
-    with pytest.raises(UnmaskError, match="unknown objective 'ppo'; known: trace_rl"):
+    with pytest.raises(UnmaskError, match="unknown objective 'ppo'; known: trace_rl, random_masking, coupled"):
         make_rl_objective(Plugin(name="ppo"), model)
     with pytest.raises(UnmaskError, match=r"objective.options: unknown key 'min_rat'; the nearest known key is 'min_rate'"):
         make_sft_objective(Plugin(name="semi_ar", options={"min_rat": 0.1}), model, 0)

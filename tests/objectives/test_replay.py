@@ -6,18 +6,21 @@ import pytest
 import torch
 
 from tests.conftest import make_model, random_prompts
-from unmask.attention import DenseAttention
+from tests.models.rows import ROWS, build
+from unmask.attention import BACKENDS, DenseAttention
 from unmask.diffusion.generate import generate
+from unmask.engine import Engine
 from unmask.models.checkpoint import load_model
-from unmask.objectives.rows import collate, target_logprobs
-from unmask.objectives.trace_views import replay_logprobs, trace_row
+from unmask.objectives.rows import collate, score_targets
+from unmask.objectives.trace_views import replay_logprobs, trace_rows
+from unmask.objectives.views import Grid
 from unmask.types import SamplingParams
 
 TOLERANCE = 1e-5  # float32 sums in another order; peaked random models reach 5e-6
 
 
-def mismatch(model, traces) -> float:
-    replayed = replay_logprobs(model, traces)
+def mismatch(model, traces, **options) -> float:
+    replayed = replay_logprobs(model, traces, **options)
     assert [len(r) for r in replayed] == [len(t.canvas_ids) for t in traces]
     return max(abs(a - b) for r, t in zip(replayed, traces, strict=True) for a, b in zip(r, t.logprobs, strict=True))
 
@@ -44,6 +47,49 @@ def test_replay_knows_the_decode_settings(model, temperature, top_k, top_p) -> N
     assert mismatch(model, generate(model, random_prompts(range(9)), params)) <= TOLERANCE
 
 
+FULL_SETTINGS = (
+    {},
+    {"remasking_strategy": "low_confidence_static", "denoising_steps": 9},
+    {"remasking_strategy": "low_confidence_static", "quota_schedule": "dream", "denoising_steps": 12, "alg_temp": 0.3},
+    {"remasking_strategy": "random", "denoising_steps_per_block": 2},
+    {"remasking_strategy": "entropy_bounded", "entropy_bound": 2.0},
+    {"score": "margin", "confidence_threshold": 0.1, "unmask_block_start": True},
+    {"score": "neg_entropy", "confidence_threshold": -1.0, "temperature": 0.7},
+    {"top_k": 5, "temperature": 1.3, "min_tokens": 4, "pad_penalty": 3.0},
+)
+BLOCK_SETTINGS = tuple(s for s in FULL_SETTINGS if "unmask_block_start" not in s)
+
+
+@pytest.mark.parametrize("row", [r for r in ROWS if r.name != "toy"], ids=str)
+def test_replay_of_every_family(row) -> None:
+    """Decoded together by the engine, sequences that agree in no setting: prompt lengths, blocks, strategies, stops."""
+    model = build(row)
+    settings = FULL_SETTINGS if model.spec.attention == "bidirectional" else BLOCK_SETTINGS
+    prompts = [[t for t in p if t not in model.spec.eos_token_ids] for p in random_prompts([*range(19)] * 2)]
+    stops = tuple(range(3, 7))
+    params = [
+        SamplingParams(**{
+            "max_new_tokens": 11 + 3 * (i % 4), "block_size": 1 + 3 * i % 8, "seed": i, "stop_token_ids": stops,
+            "confidence_threshold": 0.1, **settings[i % len(settings)],
+        })
+        for i in range(len(prompts))
+    ]  # fmt: skip
+    traces = Engine(model, max_sequences=12, page_size=8).generate(prompts, params)
+    assert {t.finish_reason for t in traces} == {"stop", "length"}
+    assert mismatch(model, traces) <= TOLERANCE
+    assert mismatch(model, traces, max_tokens=60) <= TOLERANCE  # rows of one response in several packs
+    assert mismatch(model, traces[:12], backend=BACKENDS["dense"]) <= TOLERANCE
+
+
+@pytest.mark.parametrize("row", [r for r in ROWS if r.name in ("dream", "llada", "mmada")], ids=str)
+def test_approximate_caches_differ_from_their_replay(row) -> None:
+    """The replay is exact; a sampler with a stale cache is not, and that can be measured."""
+    model = build(row)
+    for cache in ("prefix", "dual"):
+        params = SamplingParams(max_new_tokens=16, block_size=8, cache=cache)
+        assert mismatch(model, Engine(model).generate(random_prompts([5, 9, 13]), params)) > 1e-3
+
+
 def test_replay_of_golden_weights(golden_sdar) -> None:
     model = load_model(golden_sdar)
     for b in (1, 2, 4, 8):
@@ -53,14 +99,15 @@ def test_replay_of_golden_weights(golden_sdar) -> None:
 
 @pytest.mark.parametrize("block_size", [1, 2, 3, 4, 8])
 def test_the_trainers_own_forward_replays_too(model, block_size) -> None:
-    """What an update computes: with gradients (float32 attention), rows of different lengths in one padded batch."""
+    """What an update computes: with gradients (float32 attention), rows of different lengths in one pack."""
     params = SamplingParams(max_new_tokens=17, block_size=block_size, confidence_threshold=0.3, stop_token_ids=(1, 11, 12))
     traces = generate(model, random_prompts(range(2 * block_size + 2)) * 2, params)
-    rows = [trace_row(trace, model.spec.mask_token_id) for trace in traces]
-    batch = collate(rows, model.spec.pad_token_id)
-    got = target_logprobs(model, batch, DenseAttention)
-    assert got.requires_grad
-    torch.testing.assert_close(got.detach(), batch.values["old_logprobs"], atol=TOLERANCE, rtol=0)
+    rows = [row for trace in traces for row in trace_rows(trace, Grid(block_size), model.spec.mask_token_id)]
+    batch = collate(rows)
+    for backend in (DenseAttention, BACKENDS["tiled"]):
+        got = score_targets(model, batch, backend).logprobs_N
+        assert got.requires_grad
+        torch.testing.assert_close(got.detach(), batch.values["rollout_logprobs"], atol=TOLERANCE, rtol=0)
 
 
 def test_replay_fails_on_the_wrong_grid(model) -> None:

@@ -6,14 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import random_prompts
-from unmask.attention import DenseAttention
+from tests.conftest import SPECIAL, random_prompts
+from tests.models.rows import Row, build
+from unmask.attention import BACKENDS
 from unmask.diffusion.drawing import draw_logprobs
 from unmask.diffusion.generate import generate
 from unmask.errors import UnmaskError
-from unmask.objectives.rows import collate, split_rows, target_logprobs
-from unmask.objectives.trace_rl import TraceRL, kl_estimate
-from unmask.objectives.trace_views import shrink_steps, trace_row
+from unmask.objectives.policy import kl_estimate
+from unmask.objectives.rows import TrainRow, collate, pack_rows, score_targets
+from unmask.objectives.trace_rl import TraceRL
+from unmask.objectives.trace_views import shrink_steps, trace_rows
+from unmask.objectives.views import Grid
 from unmask.types import Rollout, SamplingParams, Trace
 
 MASK = 2
@@ -22,6 +25,12 @@ MASK = 2
 def hand_trace(prompt: list[int], canvas: list[int], step_map: list[int], counted: int, b: int = 4) -> Trace:
     zeros = [0.0] * len(canvas)
     return Trace(prompt, canvas, step_map, zeros, zeros, counted, b, max(step_map) + 1, "length")
+
+
+def trace_row(trace: Trace, *, counts_all: bool = False) -> TrainRow:
+    every = np.ones(len(trace.canvas_ids), dtype=bool) if counts_all else None
+    [row] = trace_rows(trace, Grid(trace.block_size), MASK, is_trained=every)
+    return row
 
 
 def test_shrink_worked_example() -> None:
@@ -36,7 +45,7 @@ def test_shrink_worked_example() -> None:
 def test_row_worked_example() -> None:
     # prompt 5 6 | response 10 .. 15; blocks [5 6 10 11] [12 13 14 15]; the last two tokens do not count
     trace = hand_trace([5, 6], [10, 11, 12, 13, 14, 15], [1, 0, 3, 2, 2, 4], counted=4)
-    row = trace_row(trace, MASK)
+    row = trace_row(trace)
     clean, copies = row.input_ids[:4].tolist(), row.input_ids[4:].reshape(-1, 4).tolist()
     assert clean == [5, 6, 10, 11]  # the last block is never seen clean by anyone
     assert copies == [[5, 6, MASK, MASK], [5, 6, MASK, 11], [MASK, MASK, MASK, MASK], [MASK, 13, 14, MASK]]
@@ -45,31 +54,64 @@ def test_row_worked_example() -> None:
     targets = list(zip((row.target_column - 4).tolist(), row.target_ids.tolist(), strict=True))
     assert targets == [(3, 11), (6, 10), (9, 13), (12, 12)]  # step 4 unmasks only a token that does not count
     assert row.values["canvas_index"].tolist() == [1, 0, 3, 2]
-    everything = trace_row(trace, MASK, response_only=False)
+    assert row.num_shared == 0  # the prompt has no whole block
+    everything = trace_row(trace, counts_all=True)
     assert sorted(everything.values["canvas_index"].tolist()) == list(range(6))
 
 
 def test_nothing_to_train_gives_no_row() -> None:
-    assert trace_row(hand_trace([5], [1, 1, 1], [0, 1, 2], counted=0), MASK) is None
+    assert trace_rows(hand_trace([5], [1, 1, 1], [0, 1, 2], counted=0), Grid(4), MASK) == []
 
 
 def test_a_canvas_of_broken_blocks_is_refused() -> None:
     with pytest.raises(UnmaskError, match="prompt and canvas have 4 tokens, not whole blocks of 3"):
-        trace_row(hand_trace([5], [1, 1, 1], [0, 1, 2], counted=3, b=3), MASK)
+        trace_row(hand_trace([5], [1, 1, 1], [0, 1, 2], counted=3, b=3))
+
+
+def test_rows_with_full_attention() -> None:
+    """A row for each step that unmasked something that counts: the whole canvas, what was never unmasked included."""
+    trace = hand_trace([5, 6], [10, 11, MASK, 12, MASK], [1, 0, -1, 2, -1], counted=2)
+    rows = trace_rows(trace, Grid(None), MASK)
+    assert [row.input_ids.tolist() for row in rows] == [
+        [5, 6, MASK, MASK, MASK, MASK, MASK],
+        [5, 6, MASK, 11, MASK, MASK, MASK],
+    ]
+    assert [(row.target_column.tolist(), row.target_ids.tolist()) for row in rows] == [([3], [11]), ([2], [10])]
+    assert [row.values["canvas_index"].tolist() for row in rows] == [[1], [0]]
+    for row in rows:
+        assert not row.block.any()
+        assert not row.copy.any()
+        assert row.num_shared == 0
+        assert row.position.tolist() == list(range(7))
+    assert len(trace_rows(trace, Grid(None), MASK, trace_shrink=2)) == 1
+
+
+def test_another_grid_than_the_samplers() -> None:
+    """Rolled out with blocks of 2, trained with blocks of 4: later steps of a block see more, its end is filled up."""
+    trace = hand_trace([5], [10, 11, 12, 13, 14], [0, 1, 2, 3, 3], counted=5, b=2)
+    [row] = trace_rows(trace, Grid(4), MASK)
+    assert row.input_ids[:4].tolist() == [5, 10, 11, 12]
+    copies = row.input_ids[4:].reshape(-1, 4).tolist()
+    assert copies == [[5, MASK, MASK, MASK], [5, 10, MASK, MASK], [5, 10, 11, MASK], [MASK] * 4]
+    assert row.target_ids.tolist() == [10, 11, 12, 13, 14]
+    [row] = trace_rows(trace, Grid(4, start=1, is_filled=False), MASK)  # counted from the response, as published
+    assert row.block[:5].tolist() == [0, 1, 1, 1, 1]
+    assert row.input_ids[5:].tolist() == [MASK] * 4 + [10] + [MASK] * 3 + [10, 11] + [MASK] * 2 + [10, 11, 12] + [MASK] * 2
 
 
 def plain_logprobs(model, trace: Trace, shrink: int) -> torch.Tensor:
     """One row per (block, merged step), each a plain forward of the sequence up to and including the block."""
-    b, num_prompt = trace.block_size, len(trace.prompt_ids)
-    ids = trace.prompt_ids + trace.canvas_ids
+    ids, num_prompt = trace.prompt_ids + trace.canvas_ids, len(trace.prompt_ids)
+    is_full = model.spec.attention == "bidirectional"
+    b = len(ids) if is_full else trace.block_size
     out: dict[int, torch.Tensor] = {}
     for start in range(num_prompt // b * b, len(ids), b):
         positions = [i for i in range(start, start + b) if i >= num_prompt]
-        steps = sorted({trace.step_map[i - num_prompt] for i in positions})
+        steps = sorted({trace.step_map[i - num_prompt] for i in positions} - {-1})
         for group in (steps[i : i + shrink] for i in range(0, len(steps), shrink)):
-            seen = [i < num_prompt or trace.step_map[i - num_prompt] < group[0] for i in range(start, start + b)]
+            seen = [i < num_prompt or 0 <= trace.step_map[i - num_prompt] < group[0] for i in range(start, start + b)]
             view = [*ids[:start], *[t if s else MASK for t, s in zip(ids[start : start + b], seen, strict=True)]]
-            logits = model.logits(torch.tensor([view]), block_size=b)[0, start:]
+            logits = model.logits(torch.tensor([view]), block_size=None if is_full else b)[0, start:]
             logprobs = draw_logprobs(logits, excluded_token_id=MASK)
             for i in positions:
                 if trace.step_map[i - num_prompt] in group:
@@ -77,13 +119,20 @@ def plain_logprobs(model, trace: Trace, shrink: int) -> torch.Tensor:
     return torch.stack([out[i] for i in range(trace.num_response_tokens)])
 
 
+FAMILIES = ("sdar", "sdar_moe", "dream", "llada", "mmada")
+
+
 @pytest.mark.parametrize("normalization", ["trace_step", "token", "sequence", "constant"])
 @pytest.mark.parametrize("shrink", [1, 2, 3])
-def test_ragged_rows_are_the_plain_rows(model, shrink, normalization) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_rows_are_the_plain_rows(family, shrink, normalization) -> None:
     """Loss to 1e-6, every gradient to 1e-5 of its largest entry: only the order of float32 sums differs."""
+    model = opinionated(family)
     params = SamplingParams(max_new_tokens=15, confidence_threshold=0.25, stop_token_ids=(1, 11))
-    traces = generate(model, random_prompts([0, 3, 4, 9, 6]), params)
-    rollouts = [Rollout(t, "", advantage=a) for t, a in zip(traces, (1.3, -0.7, 0.4, -1.1, 0.0), strict=True)]
+    prompts = random_prompts([0, 3, 4, 9, 6])
+    traces = generate(model, [*prompts, prompts[3]], params)  # the last two share a prompt with whole blocks
+    advantages = (1.3, -0.7, 0.4, -1.1, 0.0, 0.9)
+    rollouts = [Rollout(t, "", advantage=a) for t, a in zip(traces, advantages, strict=True)]
     g = torch.Generator().manual_seed(1)
     for rollout in rollouts:  # old log-probs a little off, so that ratios and KL are not trivial
         noise = torch.randn(len(rollout.trace.logprobs), generator=g) * 0.2
@@ -96,13 +145,15 @@ def test_ragged_rows_are_the_plain_rows(model, shrink, normalization) -> None:
         model.zero_grad()
         return result
 
-    model.zero_grad()
-    rows = objective.rows(rollouts, num_sequences=5)
-    assert len(rows) == 4  # advantage 0 trains nothing
+    rows = objective.rows(rollouts, num_sequences=6)
+    for row in rows:
+        row.values["old_logprobs"] = row.values["rollout_logprobs"]
+    packs = list(pack_rows(rows, max_tokens=45))
+    assert len(packs) > 3  # several packs, some responses cut into several rows
     packed = 0.0
-    for part in split_rows(rows, max_tokens=150):  # several micro-batches with padding
-        batch = collate(part, model.spec.pad_token_id)
-        loss, _ = objective.loss(target_logprobs(model, batch, DenseAttention), batch)
+    for pack in packs:
+        batch = collate(pack)
+        loss, _ = objective.loss(score_targets(model, batch, BACKENDS["tiled"]), batch)
         loss.backward()
         packed += loss.item()
     packed_gradients = gradients()
@@ -116,10 +167,12 @@ def test_ragged_rows_are_the_plain_rows(model, shrink, normalization) -> None:
         token = torch.minimum(ratio * a, ratio.clamp(0.8, 1.2) * a) - 0.1 * ((old - new).exp() - 1 + new - old)
         if normalization == "trace_step":
             every = np.arange(len(trace.canvas_ids))
-            pairs = shrink_steps((every + len(trace.prompt_ids)) // trace.block_size, np.array(trace.step_map), shrink)[:n]
-            plain = plain + sum(token[torch.from_numpy(pairs == p)].mean() for p in np.unique(pairs)) / 5
+            blocks = (every + len(trace.prompt_ids)) // trace.block_size
+            steps = np.where(np.array(trace.step_map) < 0, 10**6, trace.step_map)
+            pairs = shrink_steps(0 * blocks if model.spec.attention == "bidirectional" else blocks, steps, shrink)[:n]
+            plain = plain + sum(token[torch.from_numpy(pairs == p)].mean() for p in np.unique(pairs)) / 6
         else:
-            divisor = {"token": num_tokens, "sequence": 5 * n, "constant": 5 * 20}[normalization]
+            divisor = {"token": num_tokens, "sequence": 6 * n, "constant": 6 * 20}[normalization]
             plain = plain + token.sum() / divisor
     (-plain).backward()
     assert packed == pytest.approx(-plain.item(), abs=1e-6)
@@ -127,11 +180,16 @@ def test_ragged_rows_are_the_plain_rows(model, shrink, normalization) -> None:
         assert (packed_gradients[name] - gradient).abs().max() <= 1e-5 * gradient.abs().max(), name
 
 
+def opinionated(family: str):
+    """A tiny random model whose distributions are far from uniform."""
+    return build(Row(family, f"{family}/tiny", {**SPECIAL, "eos_token_id": 1} if family in ("llada", "mmada") else SPECIAL))
+
+
 def test_token_cost_of_a_ragged_row(model) -> None:
     """P + R + b * (live pairs) at most, where the published layout pays b * (P + 2R)."""
     trace = generate(model, random_prompts([13]), SamplingParams(max_new_tokens=32, confidence_threshold=0.1))[0]
     pairs = len(set(trace.step_map))
-    row = trace_row(trace, MASK, response_only=False)
+    row = trace_row(trace, counts_all=True)
     assert len(row.input_ids) <= 13 + len(trace.canvas_ids) + 4 * pairs
     assert len(row.input_ids) < 4 * (13 + 2 * len(trace.canvas_ids))
 

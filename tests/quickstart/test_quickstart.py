@@ -9,6 +9,8 @@ import pytest
 from tests.recipes import unmask
 from unmask.quickstart import stages
 from unmask.quickstart.report import _words
+from unmask.rewards import Score
+from unmask.rl.scoring import RewardPool
 from unmask.train.checkpoint import list_checkpoints
 from unmask.viewer import load_records
 
@@ -148,7 +150,12 @@ def test_before_and_after_are_different_checkpoints(small, tmp_path) -> None:
 
 def test_pass_at_k_is_any(small, tmp_path, monkeypatch) -> None:
     rewards = iter([0, 1, 0, 0] * 100)
-    monkeypatch.setattr(stages, "make_reward", lambda plugin: lambda rollout, example: (float(next(rewards)), ""))
+
+    class FixedRewards(RewardPool):
+        def submit(self, rollout, example):
+            return lambda: Score(float(next(rewards)), "")
+
+    monkeypatch.setattr(stages, "RewardPool", FixedRewards)
     assert unmask("quickstart", "--dir", tmp_path / "q", *SETTINGS).returncode == 0
     results = json.loads((tmp_path / "q" / "results.json").read_text())
     assert results["before"]["pass_at_k"] == 0.5  # two questions of two samples each: one right of four

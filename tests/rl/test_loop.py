@@ -15,11 +15,14 @@ from unmask.engine import Engine
 from unmask.errors import UnmaskError
 from unmask.evaluate import evaluate, take_examples
 from unmask.models.checkpoint import new_model
-from unmask.objectives.rows import target_logprobs
+from unmask.objectives.rows import collate, pack_rows, score_targets
 from unmask.objectives.trace_rl import TraceRL
-from unmask.rewards import make_reward
-from unmask.rl.loop import minibatches, rollout_metrics, set_old_logprobs, update_metrics
+from unmask.rl.collect import Collected
+from unmask.rl.loop import set_logprobs
+from unmask.rl.metrics import rollout_metrics, update_metrics
+from unmask.rl.minibatches import minibatches
 from unmask.rl.rollout import derive_seed, make_rollouts
+from unmask.rl.scoring import RewardPool
 from unmask.train.run import read_metrics
 from unmask.train.trainer import Trainer
 from unmask.types import SamplingParams
@@ -31,7 +34,7 @@ def parts():
     tokenizer = ChatTokenizer.tiny(source.vocabulary)
     special = {"vocab_size": len(tokenizer.tokenizer), "eos_token_id": [1], "pad_token_id": 0, "mask_token_id": 2}
     model = new_model("sdar/tiny", 0, initializer_range=0.1, **special)
-    return model, tokenizer, source, make_reward(Plugin(name="boxed", options={"wrong_reward": 0.5}))
+    return model, tokenizer, source, RewardPool(Plugin(name="boxed", options={"wrong_reward": 0.5}))
 
 
 PARAMS = SamplingParams(max_new_tokens=12)
@@ -84,7 +87,7 @@ def test_metrics_without_signal_are_zeros_not_crashes(parts) -> None:
     for group in groups:
         for rollout in group.rollouts:
             rollout.reward = 0.0
-    metrics = {**rollout_metrics(groups), **update_metrics([])}
+    metrics = {**rollout_metrics(Collected(groups, groups, 1)), **update_metrics([])}
     assert (metrics["groups_without_signal"], metrics["num_updates"], metrics["loss"]) == (1, 0, 0.0)
     assert all(np.isfinite(v) for v in metrics.values())
 
@@ -107,7 +110,7 @@ def test_recomputed_logprobs_are_the_samplers(parts) -> None:
         rollout.advantage = 1.0
     rows = TraceRL(TraceRL.Options(), model.spec).rows(groups[0].rollouts, num_sequences=4)
     samplers = [row.values["old_logprobs"] for row in rows]
-    set_old_logprobs(trainer, rows, PARAMS)
+    set_logprobs("old_logprobs", rows, model, trainer, 1.0)
     for row, old in zip(rows, samplers, strict=True):
         assert row.values["old_logprobs"] is not old
         assert row.values["old_logprobs"] == pytest.approx(old, abs=1e-5)
@@ -125,11 +128,12 @@ def test_ratios_start_at_one_on_merged_views_too(parts, shrink) -> None:
     assert objective.has_sampler_views == (shrink == 1)
     rows = objective.rows(rollouts, num_sequences=4)
     if shrink > 1:
-        set_old_logprobs(trainer, rows, PARAMS)
-    for batch in trainer.batches(rows):
-        new = target_logprobs(model, batch, trainer.backend)
-        torch.testing.assert_close(new.detach(), batch.values["old_logprobs"], atol=1e-5, rtol=0)
-        assert objective.loss(new, batch)[1]["clip_sum"] == 0
+        set_logprobs("old_logprobs", rows, model, trainer, 1.0)
+    for pack in pack_rows(rows, 200):
+        batch = collate(pack)
+        stats = score_targets(model, batch, trainer.backend)
+        torch.testing.assert_close(stats.logprobs_N.detach(), batch.values["old_logprobs"], atol=1e-5, rtol=0)
+        assert objective.loss(stats, batch)[1]["clip_sum"] == 0
 
 
 def test_the_loop_recomputes_for_merged_views(tmp_path) -> None:

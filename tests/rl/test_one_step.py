@@ -10,7 +10,7 @@ from tests.recipes import RL, write_recipe
 from unmask import launch
 from unmask.config import RlRecipe, load_recipe
 from unmask.data.sources import EpochOrder
-from unmask.objectives.rows import target_logprobs
+from unmask.objectives.rows import score_targets
 from unmask.rl import loop
 from unmask.train.run import read_metrics
 from unmask.train.trainer import Trainer
@@ -22,7 +22,7 @@ def spied(tmp_path, monkeypatch):
 
     def run(*words: str) -> dict[str, list]:
         seen: dict[str, list] = {"rollouts": [], "updates": [], "lr": [], "temperature": []}
-        make, update, logprobs = loop.make_rollouts, Trainer.update, target_logprobs
+        make, update, score = loop.make_rollouts, Trainer.update, score_targets
 
         def spy_make(model, tokenizer, examples, params, reward, **options):
             groups = make(model, tokenizer, examples, params, reward, **options)
@@ -35,12 +35,12 @@ def spied(tmp_path, monkeypatch):
             seen["lr"].append({group["lr"] for group in self.optimizer.param_groups})
             return stats
 
-        def spy_logprobs(model, batch, backend, **options):
+        def spy_score(model, batch, backend, **options):
             seen["temperature"].append(options["temperature"])
-            return logprobs(model, batch, backend, **options)
+            return score(model, batch, backend, **options)
 
         monkeypatch.setattr(loop, "make_rollouts", spy_make)
-        monkeypatch.setattr(loop, "target_logprobs", spy_logprobs)
+        monkeypatch.setattr(loop, "score_targets", spy_score)
         monkeypatch.setattr(Trainer, "update", spy_update)
         seen["folder"] = tmp_path / "run"
         recipe = load_recipe(RlRecipe, [write_recipe(tmp_path, "rl", RL)], [f"run.dir={tmp_path / 'run'}", *words])
@@ -87,8 +87,8 @@ def test_rows_are_the_rollouts_with_signal(spied) -> None:
             assert got == sorted(round(float(a), 9) for a, _ in signal)
             for rows in parts:
                 for row in rows:  # trace_step: a mean over each step's tokens, then over responses
-                    for pair in set(row.values["step"].tolist()):
-                        share = row.values["weight"][row.values["step"] == pair].sum()
+                    for pair in set(row.values["view"].tolist()):
+                        share = row.values["weight"][row.values["view"] == pair].sum()
                         assert share == pytest.approx(1 / len(rows))
             olds = sorted(float(row.values["old_logprobs"].sum()) for rows in parts for row in rows)
             wanted = sorted(sum(t.logprobs[: t.num_response_tokens]) for _, t in signal)
@@ -132,8 +132,8 @@ def test_metrics_are_what_they_say(spied) -> None:
 @pytest.mark.parametrize("kind", ["recompute", "auto"])
 def test_old_logprobs_are_recomputed_when_asked_or_needed(spied, monkeypatch, kind) -> None:
     calls = []
-    original = loop.set_old_logprobs
-    monkeypatch.setattr(loop, "set_old_logprobs", lambda *a: (calls.append(len(a[1])), original(*a)))
+    original = loop.set_logprobs
+    monkeypatch.setattr(loop, "set_logprobs", lambda *a: (calls.append(len(a[1])), original(*a)))
     precision = "float32" if kind == "recompute" else "bfloat16"
     spied("train.max_steps=1", f"train.old_logprobs={kind}", f"run.precision={precision}", "eval.every_steps=1")
     assert calls

@@ -40,6 +40,6 @@ def get_backend(name: str, device: torch.device) -> AttentionBackend:
 
 
 __all__ = [
-    "BACKENDS", "CLEAN", "PAD_DOC", "Attend", "AttentionBackend", "DenseAttention", "FlexAttention", "TiledAttention", "TokenLayout",
-    "get_backend", "is_visible", "visibility",
+    "BACKENDS", "CLEAN", "PAD_DOC", "Attend", "AttentionBackend", "DenseAttention", "FlexAttention", "TiledAttention",
+    "TokenLayout", "get_backend", "is_visible", "visibility",
 ]  # fmt: skip

@@ -36,7 +36,7 @@ class TokenLayout:
     prefix_BL: Tensor | None = None
 
     @property
-    def prefix_doc_BL(self) -> Tensor:
+    def prefix_doc_BL(self) -> Tensor:  # noqa: N802
         return self.doc_BL if self.prefix_BL is None else self.prefix_BL
 
     def cat(self, other: TokenLayout) -> TokenLayout:

@@ -44,7 +44,8 @@ class TiledAttention:
             query_TQ = np.minimum(tiles[:, None] * TILE + np.arange(TILE), num_queries - 1)
             order.append(tiles[:, None] * TILE + np.arange(TILE))
             seen_by, seen = q_rows[:, query_TQ][..., None], k_rows[:, np.maximum(keys, 0)][:, :, None]
-            is_seen_TQK = is_visible(*seen_by, seen[0], *seen[2:]) & (keys >= 0)[:, None]
+            (q_doc, q_prefix, q_block, q_copy), (k_doc, _, k_block, k_copy) = seen_by, seen
+            is_seen_TQK = is_visible(q_doc, q_prefix, q_block, q_copy, k_doc, k_block, k_copy) & (keys >= 0)[:, None]
             self.groups.append(
                 TileGroup(*(torch.from_numpy(a).to(q.doc_BL.device) for a in (query_TQ, np.maximum(keys, 0), ~is_seen_TQK)))
             )
@@ -106,9 +107,7 @@ def _plan(q: np.ndarray, k: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     for sequence in (q_doc, q_prefix):
         np.maximum.at(last_block, (tile_N, sequence), q[2])
     tile_C, doc_C = np.nonzero(last_block >= 0)
-    first, last = (
-        np.searchsorted(clean_key[by_key], doc_C * blocks + until) for until in (0, last_block[tile_C, doc_C])
-    )
+    first, last = (np.searchsorted(clean_key[by_key], doc_C * blocks + until) for until in (0, last_block[tile_C, doc_C]))
     before = _ranges(tile_C, first, last, clean[by_key], num_keys)
 
     # Keys of a query's own block in its own copy.

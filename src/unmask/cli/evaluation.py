@@ -29,7 +29,8 @@ def run_eval(checkpoint: str, words: list[str], output: Path | None, dry_run: bo
     from unmask.evaluate import evaluate, take_examples, trace_record, write_records
     from unmask.launch import find_model_folder, pick_precision, use_machine
     from unmask.models.checkpoint import load_model
-    from unmask.rewards import REWARDS, make_reward
+    from unmask.rewards import REWARDS
+    from unmask.rl.scoring import RewardPool
     from unmask.train.trainer import autocast
 
     recipe = fill_plugins(recipe, {"source": SOURCES, "reward": REWARDS})
@@ -42,7 +43,7 @@ def run_eval(checkpoint: str, words: list[str], output: Path | None, dry_run: bo
     folder = find_model_folder(checkpoint)
     source = open_source(recipe.source, "held_out", recipe.run.seed)
     examples = take_examples(source, recipe.num_examples, recipe.first_example)
-    reward = make_reward(recipe.reward)
+    rewards = RewardPool(recipe.reward)
     model, tokenizer = load_model(folder, device=device), ChatTokenizer.load(folder)
     engine = Engine(model, decode=tokenizer.decode, **recipe.engine.model_dump())
 
@@ -51,7 +52,7 @@ def run_eval(checkpoint: str, words: list[str], output: Path | None, dry_run: bo
     for name, params in recipe.modes.items():
         start = time.monotonic()
         with autocast(pick_precision(recipe.run.precision, device), device):
-            result = evaluate(engine, tokenizer, examples, params, reward)
+            result = evaluate(engine, tokenizer, examples, params, rewards)
         seconds = time.monotonic() - start
         results[name] = {
             **result.metrics(), "standard_error": result.standard_error, "num_examples": result.num_examples,

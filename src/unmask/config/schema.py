@@ -131,7 +131,7 @@ class CheckpointConfig(Section):
 class SftTrainConfig(Section):
     max_steps: int = Field(1000, ge=1, description="optimizer steps")
     batch_size: int = Field(64, ge=1, description="examples per optimizer step")
-    max_tokens_per_micro_batch: int = Field(16384, ge=1, description="padded tokens of one forward; does not change results")
+    max_tokens_per_micro_batch: int = Field(16384, ge=1, description="tokens of one forward; does not change results")
 
 
 class RlTrainConfig(Section):
@@ -140,11 +140,58 @@ class RlTrainConfig(Section):
     group_size: int = Field(32, ge=2, description="responses per prompt")
     num_minibatches: int = Field(1, ge=1, description="optimizer steps per epoch over a step's rollouts")
     num_epochs: int = Field(1, ge=1, description="passes over the rollouts of one RL step")
-    max_tokens_per_micro_batch: int = Field(16384, ge=1, description="padded tokens of one forward; does not change results")
+    max_sampling_rounds: int = Field(
+        1, ge=1, description="dynamic sampling: groups that are left out are replaced by others, rolled out in so many rounds"
+    )
+    min_accuracy: float = Field(0.0, ge=0, le=1, description="groups with a smaller share of right answers are left out")
+    max_accuracy: float = Field(1.0, ge=0, le=1, description="groups with a larger share are left out")
+    drops_cut_responses: bool = Field(
+        False, description="responses cut at the length limit count in their group's mean and are not trained"
+    )
+    reward_workers: int = Field(
+        0, ge=0, le=1024, description="processes that score responses while others still decode; 0 = none, after decoding"
+    )
+    max_tokens_per_micro_batch: int = Field(16384, ge=1, description="tokens of one forward; does not change results")
     old_logprobs: Literal["auto", "rollout", "recompute"] = Field(
         "auto",
-        description="auto = the sampler's own where replay is exact (float32, trace_shrink 1), else recomputed",
+        description="auto = the sampler's own where replay is exact (float32, the sampler's views, no approximate cache), "
+        "else recomputed",
     )
+
+    @model_validator(mode="after")
+    def _window(self) -> RlTrainConfig:
+        if self.min_accuracy > self.max_accuracy:
+            raise ValueError(f"min_accuracy {self.min_accuracy} is above max_accuracy {self.max_accuracy}")
+        return self
+
+
+class ValueConfig(Section):
+    """The value model, a copy of the backbone with a scalar head (paper, section 4). Advantages are then over trace steps."""
+
+    enabled: bool = Field(False, description="train one")
+    path: str = Field("", description="checkpoint whose backbone it starts from; empty = the policy as the run begins")
+    gamma: float = Field(1.0, ge=0, le=1, description="discount from one trace step to the next (also of process rewards)")
+    lam: float = Field(1.0, ge=0, le=1, description="of generalised advantage estimation; 1 = return minus value")
+    clip_eps: float = Field(0.2, gt=0, description="a value moves at most this far from the old one before the loss is flat")
+    loss_normalization: Literal["token", "sequence"] = Field("token", description="what the value loss is a mean over")
+    num_epochs: int = Field(1, ge=1, description="passes over the rollouts of one RL step")
+    num_minibatches: int = Field(1, ge=1, description="optimizer steps per epoch")
+    warmup_steps: int = Field(0, ge=0, description="RL steps in which the value model learns and the policy stays")
+    optimizer: OptimizerConfig = Field(default_factory=lambda: OptimizerConfig(lr=5e-6))
+
+
+class ReferenceConfig(Section):
+    """The frozen model of `objective.options.kl_to = "reference"`."""
+
+    path: str = Field("", description="model folder, run folder or hub name; empty = the model the run began with")
+
+
+class BlockStage(Section):
+    """Block sizes from an RL step on: rollouts and training may differ (block growth; paper, section 5)."""
+
+    from_step: int = Field(0, ge=0, description="first RL step of the stage, counted from 0")
+    rollout_block_size: int = Field(ge=1, le=2**14, description="blocks of the rollouts")
+    train_block_size: int = Field(ge=1, le=2**14, description="blocks of the trained views, and of the model from here on")
 
 
 class SftRecipe(Section):
@@ -183,9 +230,23 @@ class RlRecipe(Section):
             raise ValueError("rollout: min_tokens is not for RL: the trainer's distribution has the stop tokens in it")
         return self
 
-    advantage: str = Field("group_zscore", description="group_zscore, group_mean_centred or leave_one_out")
+    @model_validator(mode="after")
+    def _block_stages_ascend(self) -> RlRecipe:
+        steps = [stage.from_step for stage in self.block_schedule]
+        if steps and (steps[0] != 0 or steps != sorted(set(steps))):
+            raise ValueError(f"block_schedule: from_step should begin with 0 and ascend, found {steps}")
+        return self
+
+    advantage: str = Field(
+        "group_zscore", description="group_zscore, group_mean_centred, leave_one_out, batch_zscore or none (the reward itself)"
+    )
     objective: Plugin = Field(default_factory=lambda: Plugin(name="trace_rl"))
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    value: ValueConfig = Field(default_factory=ValueConfig)
+    reference: ReferenceConfig = Field(default_factory=ReferenceConfig)
+    block_schedule: tuple[BlockStage, ...] = Field(
+        (), strict=False, description="block growth; empty = as rollout and objective say"
+    )
     train: RlTrainConfig = Field(default_factory=RlTrainConfig)
     eval: EvalConfig = Field(default_factory=EvalConfig)
     stop: StopConfig = Field(default_factory=StopConfig)

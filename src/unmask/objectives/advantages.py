@@ -1,4 +1,4 @@
-"""Advantages of a group of rollouts of one prompt."""
+"""Advantages of a step's rollouts, from their rewards: float64 [groups, group_size] -> the same shape."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ import numpy as np
 
 from unmask.errors import UnmaskError
 
-_NO_VARIANCE = 1e-8
+NO_VARIANCE = 1e-8
 
 
 def _centred(rewards: np.ndarray) -> np.ndarray:
-    """r - mean; exactly zero for a group without variance, where rounding would pass for a signal."""
-    return rewards - rewards.mean() if rewards.std() > _NO_VARIANCE else np.zeros_like(rewards)
+    """r - mean of its group; exactly zero for a group without variance, where rounding would pass for a signal."""
+    has_variance = rewards.std(1, keepdims=True) > NO_VARIANCE
+    return np.where(has_variance, rewards - rewards.mean(1, keepdims=True), 0.0)
 
 
 def group_zscore(rewards: np.ndarray) -> np.ndarray:
     """(r - mean) / population std; zeros for a group without variance (it carries no signal). TraceRL paper, eq. 3."""
-    return _centred(rewards) / max(float(rewards.std()), _NO_VARIANCE)
+    return _centred(rewards) / np.maximum(rewards.std(1, keepdims=True), NO_VARIANCE)
 
 
 def group_mean_centred(rewards: np.ndarray) -> np.ndarray:
@@ -28,19 +29,32 @@ def group_mean_centred(rewards: np.ndarray) -> np.ndarray:
 
 def leave_one_out(rewards: np.ndarray) -> np.ndarray:
     """r - mean of the others; zeros for a group of one. RLOO, arXiv 2402.14740."""
-    n = len(rewards)
+    n = rewards.shape[1]
     return _centred(rewards) * n / max(1, n - 1)
+
+
+def batch_zscore(rewards: np.ndarray) -> np.ndarray:
+    """(r - mean) / population std over all rollouts of the step; zeros where they have no variance. REINFORCE with a
+    batch baseline: groups of equal rewards carry signal, too."""
+    return group_zscore(rewards.reshape(1, -1)).reshape(rewards.shape)
+
+
+def none(rewards: np.ndarray) -> np.ndarray:
+    """The reward itself: for a value model, which brings its own baseline."""
+    return rewards
 
 
 ADVANTAGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "group_zscore": group_zscore,
     "group_mean_centred": group_mean_centred,
     "leave_one_out": leave_one_out,
+    "batch_zscore": batch_zscore,
+    "none": none,
 }
 
 
 def get_advantage(name: str) -> Callable[[np.ndarray], np.ndarray]:
-    """Float64 [group_size] rewards -> advantages. Raises `UnmaskError` listing the known kinds."""
+    """By name. Raises `UnmaskError` listing the known kinds."""
     if name not in ADVANTAGES:
         raise UnmaskError(f"unknown advantage {name!r}; known: {', '.join(ADVANTAGES)}")
     return ADVANTAGES[name]

@@ -48,7 +48,7 @@ def target_stats(
 
 class _FusedHead(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_ND, weight_VD, bias_V, target_ids_N, temperature, excluded, dtype):  # noqa: ANN001
+    def forward(ctx, hidden_ND, weight_VD, bias_V, target_ids_N, temperature, excluded, dtype):
         ctx.temperature, ctx.excluded, ctx.dtype = temperature, excluded, dtype
         shape = (len(target_ids_N),)
         largest_N = hidden_ND.new_full(shape, _NEVER, dtype=torch.float32)
@@ -70,7 +70,7 @@ class _FusedHead(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_N, *_):  # noqa: ANN001
+    def backward(ctx, grad_N, *_):
         """d logprob / d logits = one-hot(target) - softmax."""
         hidden_ND, weight_VD, bias_V, target_ids_N, log_sum_N = ctx.saved_tensors
         hidden = hidden_ND.to(ctx.dtype)
@@ -92,7 +92,7 @@ class _FusedHead(torch.autograd.Function):
         return grad_hidden_ND.to(hidden_ND.dtype), grad_weight_VD, grad_bias_V, None, None, None, None
 
 
-def _chunks(ctx, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Iterator[tuple[int, Tensor]]:  # noqa: ANN001
+def _chunks(ctx, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Iterator[tuple[int, Tensor]]:
     """(first token, float32 logits [N, C] over the temperature) of each chunk."""
     hidden = hidden_ND.to(ctx.dtype)
     size = max(LEAST_CHUNK, CHUNK_ELEMENTS // max(1, len(hidden)))

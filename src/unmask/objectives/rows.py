@@ -19,6 +19,7 @@ from torch import Tensor
 
 from unmask.attention import CLEAN, AttentionBackend, TokenLayout
 from unmask.models import Decoder
+from unmask.models.decoder import Backbone
 from unmask.objectives.fused_head import TargetStats, target_stats
 
 
@@ -75,12 +76,10 @@ def split_row(row: TrainRow, max_tokens: int) -> Iterator[TrainRow]:
         kept = np.concatenate((np.arange(num_clean[i - 1]), np.arange(edge[begin], end[i - 1])))
         is_mine = (row.target_column >= edge[begin]) & (row.target_column < end[i - 1])
         yield TrainRow(
-            *(array[kept] for array in (row.input_ids, row.position, row.block, row.copy)),
-            row.target_column[is_mine] - edge[begin] + num_clean[i - 1],
-            row.target_ids[is_mine],
-            {key: value[is_mine] for key, value in row.values.items()},
-            row.num_shared,
-        )
+            row.input_ids[kept], row.position[kept], row.block[kept], row.copy[kept],
+            row.target_column[is_mine] - edge[begin] + num_clean[i - 1], row.target_ids[is_mine],
+            {key: value[is_mine] for key, value in row.values.items()}, row.num_shared,
+        )  # fmt: skip
         begin = i
 
 
@@ -99,7 +98,7 @@ def pack_rows(rows: Sequence[TrainRow], max_tokens: int) -> Iterator[list[TrainR
     first_use = {prefix: i for i, prefix in reversed(list(enumerate(prefixes)))}
     pack: list[TrainRow] = []
     num_tokens, present = 0, set[bytes]()
-    for i in sorted(range(len(pieces)), key=lambda i: (first_use[prefixes[i]] if prefixes[i] else i)):
+    for i in sorted(range(len(pieces)), key=lambda i: first_use[prefixes[i]] if prefixes[i] else i):
         more = len(pieces[i].input_ids) - (pieces[i].num_shared if prefixes[i] in present else 0)
         if pack and num_tokens + more > max_tokens:
             yield pack
@@ -126,9 +125,9 @@ def collate(rows: Sequence[TrainRow], device: torch.device | str = "cpu") -> Row
         parts.append(_fields(row, slice(cut, None), doc, doc_of[prefix] if cut else doc))
         target_index.append(row.target_column - cut + num_tokens)
         num_tokens, doc = num_tokens + len(row.input_ids) - cut, doc + 1
-    ids_BL, doc_BL, block_BL, copy_BL, position_BL, prefix_BL = (
-        torch.from_numpy(np.concatenate(parts, 1)).to(device, non_blocking=True)[:, None]
-    )
+    ids_BL, doc_BL, block_BL, copy_BL, position_BL, prefix_BL = torch.from_numpy(np.concatenate(parts, 1)).to(
+        device, non_blocking=True
+    )[:, None]
     values = {key: np.concatenate([row.values[key] for row in rows]) for key in rows[0].values}
     return RowBatch(
         ids_BL,
@@ -146,7 +145,7 @@ def _fields(row: TrainRow, part: slice, doc: int, prefix: int) -> np.ndarray:
     return np.stack((ids, docs, row.block[part], row.copy[part], row.position[part], prefixes))
 
 
-def target_hidden(model: Decoder, batch: RowBatch, backend: AttentionBackend) -> Tensor:
+def target_hidden(model: Backbone, batch: RowBatch, backend: AttentionBackend) -> Tensor:
     """Final hidden states [N, D] of the targets."""
     return model(batch.input_ids_BL, batch.layout, backend=backend)[0].index_select(0, batch.target_index_N)
 

@@ -77,9 +77,7 @@ class SemiAR:
         is_masked[:, first_block * b :] = is_drawn[:, : len(position) - first_block * b]
         is_masked &= position >= num_prompt
         canvas_ids = [*item.response_ids, *[self.pad_token_id] * num_pads]
-        return masked_rows(
-            item.prompt_ids, canvas_ids, Grid(b), self.mask_token_id, is_masked, is_masked & (position < end)
-        )
+        return masked_rows(item.prompt_ids, canvas_ids, Grid(b), self.mask_token_id, is_masked, is_masked & (position < end))
 
     def loss(self, stats: TargetStats, batch: RowBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted cross-entropy (natural log) over the vocabulary, and sums for the metrics."""

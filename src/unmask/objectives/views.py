@@ -64,10 +64,10 @@ def make_rows(
         every = np.arange(len(token_ids_S))
         clean = np.full_like(every, CLEAN)
         rows = []
-        for view, (noisy_ids, is_target) in enumerate(zip(noisy_ids_CT, is_target_CT, strict=True)):
-            column = is_target.nonzero()[0]
-            values = {"canvas_index": column - num_prompt, "view": np.full_like(column, view)}
-            rows.append(TrainRow(noisy_ids, every, block_S, clean, column, token_ids_S[column], values))
+        for index, (ids_T, is_target_T) in enumerate(zip(noisy_ids_CT, is_target_CT, strict=True)):
+            column = is_target_T.nonzero()[0]
+            values = {"canvas_index": column - num_prompt, "view": np.full_like(column, index)}
+            rows.append(TrainRow(ids_T, every, block_S, clean, column, token_ids_S[column], values))
         return rows
     if not len(position_CT):
         return []
@@ -92,7 +92,12 @@ def make_rows(
 
 
 def masked_rows(
-    prompt_ids: list[int], canvas_ids: list[int], grid: Grid, mask_token_id: int, is_masked_VS: np.ndarray, is_target_VS: np.ndarray
+    prompt_ids: list[int],
+    canvas_ids: list[int],
+    grid: Grid,
+    mask_token_id: int,
+    is_masked_VS: np.ndarray,
+    is_target_VS: np.ndarray,
 ) -> list[TrainRow]:
     """Rows for given masks over prompt and canvas, several of them (V). What has no target becomes no view."""
     token_ids_S, block_S = grid_tokens(prompt_ids, canvas_ids, grid, mask_token_id)
@@ -108,9 +113,7 @@ def masked_rows(
     return make_rows(token_ids_S, block_S, len(prompt_ids), position_CT, noisy_ids_CT, is_target_VS[place], is_full=is_full)
 
 
-def grid_tokens(
-    prompt_ids: list[int], canvas_ids: list[int], grid: Grid, mask_token_id: int
-) -> tuple[np.ndarray, np.ndarray]:
+def grid_tokens(prompt_ids: list[int], canvas_ids: list[int], grid: Grid, mask_token_id: int) -> tuple[np.ndarray, np.ndarray]:
     """Token ids [S] of prompt and canvas, filled up as the grid says, and the block of each."""
     block_S = grid.blocks(len(prompt_ids) + len(canvas_ids))
     num_beyond = len(block_S) - len(prompt_ids) - len(canvas_ids)

@@ -27,8 +27,8 @@ from unmask.files import read_json, write_text
 from unmask.launch import pick_device, start
 from unmask.models.checkpoint import load_model
 from unmask.quickstart.report import write_report
-from unmask.rewards import make_reward
 from unmask.rl.rollout import make_rollouts
+from unmask.rl.scoring import RewardPool
 from unmask.train.checkpoint import MANIFEST
 from unmask.train.progress import format_seconds
 from unmask.types import SamplingParams
@@ -112,7 +112,7 @@ def is_measured(file: Path, checkpoint: Path) -> bool:
 def measure(checkpoint: Path, recipe: SftRecipe | RlRecipe, traces: Path) -> dict[str, Any]:
     """Accuracy and speed in each mode, what the samples can reach at best, and how often the steps are skipped."""
     engine = Engine(load_model(checkpoint, device=pick_device(recipe.run.device)))
-    tokenizer, reward = ChatTokenizer.load(checkpoint), make_reward(recipe.reward)
+    tokenizer, rewards = ChatTokenizer.load(checkpoint), RewardPool(recipe.reward)
     examples = take_examples(open_source(recipe.source, "held_out", recipe.run.seed), NUM_QUESTIONS, FIRST_QUESTION)
     results: dict[str, Any] = {
         "manifest": read_json(checkpoint / MANIFEST),
@@ -121,7 +121,7 @@ def measure(checkpoint: Path, recipe: SftRecipe | RlRecipe, traces: Path) -> dic
         "num_pass_questions": NUM_PASS_QUESTIONS,
     }
     for name, params in MODES.items():
-        result = evaluate(engine, tokenizer, examples, params, reward)
+        result = evaluate(engine, tokenizer, examples, params, rewards)
         results[name] = {**result.metrics(), "standard_error": result.standard_error}
         if name == "dynamic":
             rollouts = [group.rollouts[0] for group in result.groups]
@@ -136,7 +136,7 @@ def measure(checkpoint: Path, recipe: SftRecipe | RlRecipe, traces: Path) -> dic
         tokenizer,
         examples[:NUM_PASS_QUESTIONS],
         MODES["dynamic"],
-        reward,
+        rewards,
         group_size=PASS_K,
         seed_keys=("pass",),
     )

@@ -1,9 +1,9 @@
-"""TraceRL, read from top to bottom: rollouts -> rewards -> advantages -> update. The optimizer lives across steps."""
+"""TraceRL, read from top to bottom: rollouts -> rewards -> advantages -> updates. The optimizers live across steps."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,129 +13,142 @@ from unmask.config import RlRecipe
 from unmask.data.chat import ChatTokenizer
 from unmask.data.sources import EpochOrder, Source
 from unmask.engine import Engine
-from unmask.objectives import RlObjective
+from unmask.models import Decoder
 from unmask.objectives.advantages import get_advantage
 from unmask.objectives.rows import RowBatch, TrainRow, collate, fit_rows, pack_rows, score_targets
-from unmask.rewards import RewardFn
+from unmask.rl.collect import collect
+from unmask.rl.critic import Critic, set_process_advantages
+from unmask.rl.metrics import rollout_metrics, update_metrics
+from unmask.rl.minibatches import minibatches
 from unmask.rl.rollout import derive_seed, make_rollouts
+from unmask.rl.scoring import RewardPool
+from unmask.rl.stages import Stage, enter_stage, make_stages
 from unmask.train.run import Outcome, Run
+from unmask.train.stopwatch import Stopwatch
 from unmask.train.trainer import Trainer
-from unmask.types import Rollout, RolloutGroup, SamplingParams
+from unmask.types import Example, RolloutGroup
 
 
 def train_rl(
-    recipe: RlRecipe, run: Run, engine: Engine, source: Source, tokenizer: ChatTokenizer, objective: RlObjective,
-    reward: RewardFn,
+    recipe: RlRecipe, run: Run, engine: Engine, source: Source, tokenizer: ChatTokenizer, rewards: RewardPool,
+    critic: Critic | None = None, reference: Decoder | None = None,
 ) -> Outcome:  # fmt: skip
-    """Trains until the measured target or `train.max_steps`. Everything a step does follows from its number.
+    """Trains until the measured target or `train.max_steps`. What a step does follows from its number, the weights, and how
+    many prompts have been taken before it.
 
-    engine: decodes with the trainer's own model.
+    engine: decodes with the trainer's own model. reference: the frozen model of `objective.options.kl_to = "reference"`.
     """
-    trainer, settings, params = run.trainer, recipe.train, recipe.rollout
+    trainer, settings, seed = run.trainer, recipe.train, recipe.run.seed
     advantage = get_advantage(recipe.advantage)
-    order = EpochOrder(len(source), recipe.run.seed)
-    is_exact = trainer.precision == "float32" and objective.has_sampler_views
-    needs_old_logprobs = settings.old_logprobs == "recompute" or (settings.old_logprobs == "auto" and not is_exact)
+    # A baseline that is not the group's gives groups of equal rewards a signal, too.
+    keeps_all = bool(advantage(np.array([[1.0, 1.0], [0.0, 0.0]])).any())
+    stages = make_stages(recipe, trainer.model)
+    order = EpochOrder(len(source), seed)
+    progress = run.loop_state
+    progress.setdefault("num_prompts", 0)
+    progress.setdefault("num_skipped_steps", 0)
 
-    def loss_fn(batch: RowBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        return objective.loss(score_targets(trainer.model, batch, trainer.backend, temperature=params.temperature), batch)
+    def take(num: int) -> list[Example]:
+        first = progress["num_prompts"]
+        progress["num_prompts"] += num
+        return [source[order[n][0]] for n in range(first, first + num)]
 
-    with run:
-        for step in run.steps():
-            start = time.monotonic()
-            # 1. The step's prompts, from its place in the seeded epochs.
-            first = step * settings.prompts_per_step
-            examples = [source[order[n][0]] for n in range(first, first + settings.prompts_per_step)]
-            # 2. Rollouts with the weights as they are, rewarded.
-            engine.update_weights(policy_version=trainer.optimizer_step)
-            with trainer.autocast():
-                groups = make_rollouts(
-                    engine, tokenizer, examples, params, reward, group_size=settings.group_size,
-                    seed_keys=(recipe.run.seed, step),
-                )  # fmt: skip
-            # 3. Advantages within each group; groups without variance carry no signal and are left out.
-            for group in groups:
-                values = advantage(np.array([rollout.reward for rollout in group.rollouts]))
-                for rollout, value in zip(group.rollouts, values, strict=True):
-                    rollout.advantage = float(value)
-            signal = [rollout for group in groups for rollout in group.rollouts if rollout.advantage != 0]
-            after_rollouts = time.monotonic()
-            # 4. Rows of all updates: several epochs over even, seeded minibatches.
-            parts = [
-                part
-                for epoch in range(settings.num_epochs)
-                for part in minibatches(signal, settings.num_minibatches, derive_seed(recipe.run.seed, step, epoch))
-            ]
-            updates = [rows for part in parts if (rows := objective.rows(part, num_sequences=len(part)))]
-            updates = [fit_rows(rows, trainer.max_tokens) for rows in updates]
-            # 5. Old log-probabilities: the sampler's own, unless its arithmetic or its views are not the trainer's.
-            if needs_old_logprobs:
-                for rows in updates:
-                    set_old_logprobs(trainer, rows, params)
-            # 6. The updates.
-            stats = [trainer.update(rows, loss_fn) for rows in updates]
-            # 7. Metrics, evaluation, checkpoint, end.
-            end = time.monotonic()
-            run.finish_step(
-                {**rollout_metrics(groups), **update_metrics(stats)},
-                {"step_s": end - start, "rollout_s": after_rollouts - start, "update_s": end - after_rollouts},
+    def decode(stage: Stage, step: int, examples: Sequence[Example], number: int) -> list[RolloutGroup]:
+        keys = (seed, step, number) if number else (seed, step)
+        with trainer.autocast():
+            return make_rollouts(
+                engine, tokenizer, examples, stage.params, rewards, group_size=settings.group_size, seed_keys=keys
             )
+
+    def loss_fn(stage: Stage, batch: RowBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        stats = score_targets(trainer.model, batch, trainer.backend, temperature=stage.params.temperature)
+        return stage.objective.loss(stats, batch)
+
+    with run, rewards:
+        for step in run.steps():
+            clock = Stopwatch(trainer.model.device)
+            stage = enter_stage(stages, step, trainer.model)
+            views = partial(stage.views, spec=trainer.model.spec)
+
+            # 1. Prompts in seeded epochs; rollouts with the weights as they are, rewarded; groups without signal replaced.
+            engine.update_weights(policy_version=trainer.optimizer_step)
+            collected = collect(take, partial(decode, stage, step), settings, keeps_all=keeps_all)
+            groups = collected.kept
+            clock.lap("rollout_s")
+
+            # 2. Advantages: of whole responses, or of each token over the steps of its trace.
+            set_advantages(groups, advantage)
+            signal = [rollout for group in groups for rollout in group.rollouts]
+            if settings.drops_cut_responses:
+                signal = [rollout for rollout in signal if rollout.trace.finish_reason != "length"]
+            value_rows: list[list[TrainRow]] = []
+            value_metrics: dict[str, float] = {}
+            if critic is not None:
+                value_rows, value_metrics["explained_variance"] = critic.prepare(signal, views)
+                clock.lap("value_s")
+            else:
+                set_process_advantages(groups, views, recipe.value.gamma)
+                signal = [r for r in signal if r.advantage != 0 or r.token_advantages is not None]
+
+            # 3. Rows of all policy updates: several epochs over even, seeded minibatches.
+            updates = []
+            if critic is None or step >= recipe.value.warmup_steps:
+                for epoch in range(settings.num_epochs):
+                    for part in minibatches(signal, settings.num_minibatches, derive_seed(seed, step, epoch)):
+                        rows = fit_rows(stage.objective.rows(part, num_sequences=len(part), draw=epoch), trainer.max_tokens)
+                        updates += [rows] if rows else []
+
+            # 4. Old log-probabilities: the sampler's own, unless its arithmetic or its views are not the trainer's.
+            if needs_old_logprobs(recipe, stage, trainer):
+                for rows in updates:
+                    set_logprobs("old_logprobs", rows, trainer.model, trainer, stage.params.temperature)
+                clock.lap("old_logprobs_s")
+            if reference is not None:
+                for rows in updates:
+                    set_logprobs("ref_logprobs", rows, reference, trainer, stage.params.temperature)
+                clock.lap("ref_logprobs_s")
+
+            # 5. The updates.
+            stats = [trainer.update(rows, partial(loss_fn, stage)) for rows in updates]
+            clock.lap("update_s")
+            if critic is not None:
+                value_metrics |= critic.update(value_rows, (seed, step))
+                clock.lap("value_s")
+            if not stats and not value_rows:
+                progress["num_skipped_steps"] += 1
+                run.progress.say(f"step {step + 1}: no group carries a signal; nothing was trained")
+
+            # 6. Metrics, evaluation, checkpoint, end.
+            metrics = {**rollout_metrics(collected), **update_metrics(stats), **value_metrics}
+            metrics["num_skipped_steps"] = progress["num_skipped_steps"]
+            run.finish_step(metrics, clock.timings(metrics["num_trained_tokens"], metrics["num_forwarded_tokens"]))
     return run.outcome
 
 
+def set_advantages(groups: Sequence[RolloutGroup], advantage: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Sets `Rollout.advantage` from the rewards of all groups."""
+    if not groups:
+        return
+    values = advantage(np.array([[rollout.reward for rollout in group.rollouts] for group in groups], dtype=np.float64))
+    for group, row in zip(groups, values, strict=True):
+        for rollout, value in zip(group.rollouts, row, strict=True):
+            rollout.advantage = float(value)
+
+
+def needs_old_logprobs(recipe: RlRecipe, stage: Stage, trainer: Trainer) -> bool:
+    """Whether the sampler's log-probabilities cannot serve as those of the policy before the update."""
+    if not stage.objective.has_sampler_views:
+        return True
+    is_exact = trainer.precision == "float32" and stage.params.cache in ("auto", "none")
+    return recipe.train.old_logprobs == "recompute" or (recipe.train.old_logprobs == "auto" and not is_exact)
+
+
 @torch.no_grad()
-def set_old_logprobs(trainer: Trainer, rows: Sequence[TrainRow], params: SamplingParams) -> None:
-    """Replaces the rows' old log-probs by the trainer's: from the weights as they are, in its precision, on these views."""
+def set_logprobs(key: str, rows: Sequence[TrainRow], model: Decoder, trainer: Trainer, temperature: float) -> None:
+    """Sets values[key] of rows that fit the trainer: the model's log-probs on these views, in the trainer's precision."""
     for pack in pack_rows(rows, trainer.max_tokens):
-        batch = collate(pack, trainer.model.device)
+        batch = collate(pack, model.device)
         with trainer.autocast():
-            stats = score_targets(trainer.model, batch, trainer.backend, temperature=params.temperature)
+            stats = score_targets(model, batch, trainer.backend, temperature=temperature)
         for row, values in zip(pack, stats.logprobs_N.split([len(row.target_ids) for row in pack]), strict=True):
-            row.values["old_logprobs"] = values.cpu().numpy()
-
-
-def minibatches(rollouts: Sequence[Rollout], num: int, seed: int) -> list[list[Rollout]]:
-    """At most `num` parts of nearly equal size (never empty), shuffled by the seed."""
-    if not rollouts:
-        return []
-    order = np.random.Generator(np.random.Philox(key=seed)).permutation(len(rollouts))
-    parts = np.array_split(order, min(num, len(rollouts)))
-    return [[rollouts[i] for i in part] for part in parts]
-
-
-def rollout_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
-    traces = [rollout.trace for rollout in rollouts]
-    rewards = np.array([[rollout.reward for rollout in group.rollouts] for group in groups])
-    num_tokens = sum(trace.num_response_tokens for trace in traces)
-    return {
-        "reward_mean": float(rewards.mean()),
-        "reward_std": float(rewards.std()),
-        "groups_without_signal": int((rewards.std(1) < 1e-8).sum()),
-        "response_length": num_tokens / len(traces),
-        "cut_share": sum(trace.finish_reason == "length" for trace in traces) / len(traces),
-        "tokens_per_forward": num_tokens / sum(trace.num_forwards for trace in traces),
-    }
-
-
-def update_metrics(stats: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Means over the step's optimizer steps; token means where the objective gave sums. A step without signal: zeros."""
-    num_targets = sum(s["num_targets"] for s in stats)
-
-    def mean(key: str) -> float:
-        return sum(s[key] for s in stats) / max(1, len(stats))
-
-    def per_token(key: str) -> float:
-        return sum(s[key] for s in stats) / max(1.0, num_targets)
-
-    return {
-        "num_updates": len(stats),
-        "loss": mean("loss"),
-        "grad_norm": mean("grad_norm"),
-        "lr": mean("lr"),
-        "kl": per_token("kl_sum"),
-        "clip_share": per_token("clip_sum"),
-        "neg_logprob": per_token("neg_logprob_sum"),
-        "num_trained_tokens": num_targets,
-        **{key: mean(key) for key in ("expert_load_max", "expert_load_min") if stats and key in stats[0]},
-    }
+            row.values[key] = values.cpu().numpy()

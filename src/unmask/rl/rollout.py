@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from unmask.data.chat import ChatTokenizer
 from unmask.engine import Engine
 from unmask.errors import UnmaskError
-from unmask.rewards import RewardFn
+from unmask.rewards import Score
+from unmask.rl.scoring import RewardPool
 from unmask.types import Example, Rollout, RolloutGroup, SamplingParams
 
 
@@ -34,27 +35,33 @@ def seeded_params(
 
 
 def make_rollouts(
-    engine: Engine, tokenizer: ChatTokenizer, examples: Sequence[Example], params: SamplingParams, reward: RewardFn | None,
+    engine: Engine, tokenizer: ChatTokenizer, examples: Sequence[Example], params: SamplingParams, rewards: RewardPool | None,
     *, group_size: int = 1, seed_keys: tuple[int | str, ...] = (),
 ) -> list[RolloutGroup]:  # fmt: skip
     """`group_size` rewarded responses for each example.
 
     Each response draws from its own seed, derived from params.seed, `seed_keys` and its place (example, member), and does
     not depend on the others. Responses stop at the model's end tokens and at the token that ends a turn of the chat
-    template, unless params.stop_token_ids says otherwise. reward: None leaves rewards unset (plain decoding).
+    template, unless params.stop_token_ids says otherwise. A response is scored as soon as it is decoded. rewards: None
+    leaves rewards unset (plain decoding).
     """
-    if reward is not None and (unanswered := [e.id for e in examples if not (e.answer or "").strip()]):
+    if rewards is not None and (unanswered := [e.id for e in examples if not (e.answer or "").strip()]):
         raise UnmaskError(f"example {unanswered[0]}: has no answer; a reward compares with one")
     prompts = [ids for example in examples for ids in [tokenizer.prompt_ids(example)] * group_size]
     seeded = seeded_params(engine, tokenizer, params, len(examples), group_size, seed_keys)
-    traces = engine.generate(prompts, seeded)
-    groups = []
-    for index, example in enumerate(examples):
-        rollouts = []
-        for trace in traces[index * group_size : (index + 1) * group_size]:
-            rollout = Rollout(trace, tokenizer.decode(trace.response_ids))
-            if reward is not None:
-                rollout.reward, rollout.reward_reason = reward(rollout, example)
-            rollouts.append(rollout)
-        groups.append(RolloutGroup(example, rollouts))
-    return groups
+    rollouts: dict[int, Rollout] = {}
+    scores: dict[int, Callable[[], Score]] = {}
+    for index, output in engine.stream(prompts, seeded):
+        if output.trace is not None:
+            rollouts[index] = Rollout(output.trace, tokenizer.decode(output.trace.response_ids))
+            if rewards is not None:
+                if rewards.needs_pieces:
+                    rollouts[index].pieces = tokenizer.pieces(output.trace.response_ids)
+                scores[index] = rewards.submit(rollouts[index], examples[index // group_size])
+    for index in sorted(scores):  # a reward that draws random numbers draws them in this order
+        rollout = rollouts[index]
+        rollout.reward, rollout.reward_reason, rollout.token_rewards = scores[index]()
+    return [
+        RolloutGroup(example, [rollouts[index * group_size + member] for member in range(group_size)])
+        for index, example in enumerate(examples)
+    ]

@@ -2,7 +2,8 @@
 
     checkpoints/step-00000040/
         config.json, model.safetensors, tokenizer files    an ordinary model folder (large weights: several shards)
-        trainer_state.pt                                   optimizer, steps, RNG states, position in the metrics
+        value_model/config.json, model.safetensors         of a run that trains one
+        trainer_state.pt                                   optimizers, steps, RNG states, position in the metrics
         manifest.json                                      written last: sizes and SHA-256 of all of it
 
 A checkpoint is written to a temporary folder and renamed: it is whole or absent.
@@ -14,6 +15,7 @@ import hashlib
 import json
 import random
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,8 @@ import torch
 
 from unmask.errors import UnmaskError
 from unmask.files import new_folder, read_json
-from unmask.models import Decoder
 from unmask.models.checkpoint import load_weights, write_weights
+from unmask.models.decoder import Backbone
 from unmask.models.hub import carry_files
 
 MANIFEST = "manifest.json"
@@ -58,15 +60,24 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 
 def save_checkpoint(
-    folder: Path, step: int, model: Decoder, state: dict[str, Any], tokenizer_from: Path, keep_last: int
+    folder: Path, step: int, models: Mapping[str, Backbone], state: dict[str, Any], tokenizer_from: Path, keep_last: int
 ) -> Path:
-    """Writes checkpoints/step-N atomically, then removes all but the newest `keep_last`. Raises `UnmaskError`."""
+    """Writes checkpoints/step-N atomically, then removes all but the newest `keep_last`. Raises `UnmaskError`.
+
+    models: by the folder within the checkpoint, "" for the checkpoint itself.
+    """
     target = folder / f"step-{step:08d}"
     with new_folder(target, marker=MANIFEST) as temporary:
-        write_weights(model, temporary)
+        for name, model in models.items():
+            (temporary / name).mkdir(exist_ok=True)
+            write_weights(model, temporary / name)
         carry_files(tokenizer_from, temporary)
         torch.save({**state, "rng": rng_state()}, temporary / "trainer_state.pt")
-        files = {file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in temporary.iterdir()}
+        files = {
+            file.relative_to(temporary).as_posix(): {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+            for file in temporary.rglob("*")
+            if file.is_file()
+        }
         manifest = json.dumps({"step": step, "files": dict(sorted(files.items()))}, indent=2)
         (temporary / MANIFEST).write_text(manifest, encoding="utf-8")
     for old in list_checkpoints(folder)[:-keep_last]:
@@ -111,9 +122,10 @@ def find_damage(path: Path) -> str | None:
     return None
 
 
-def load_checkpoint(path: Path, model: Decoder) -> dict[str, Any]:
+def load_checkpoint(path: Path, models: Mapping[str, Backbone]) -> dict[str, Any]:
     """Restores weights in place and the global generators; returns the saved state."""
-    load_weights(model, path)
+    for name, model in models.items():
+        load_weights(model, path / name)
     state = torch.load(path / "trainer_state.pt", map_location="cpu", weights_only=True)
     set_rng_state(state.pop("rng"))
     return state

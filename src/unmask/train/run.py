@@ -26,6 +26,8 @@ from unmask.config import RlRecipe, SftRecipe, to_toml
 from unmask.errors import UnmaskError
 from unmask.files import describe_os_error, write_text
 from unmask.metrics import JsonlWriter
+from unmask.models import Decoder, ValueModel
+from unmask.models.decoder import Backbone
 from unmask.train.checkpoint import load_checkpoint, newest_valid, save_checkpoint
 from unmask.train.interruption import Interruption
 from unmask.train.progress import Progress
@@ -33,7 +35,7 @@ from unmask.train.trainer import Trainer
 
 # Keys that may change between a run and its resumption: where and how safely it runs, and how long it goes on. (A longer
 # train.max_steps stretches a learning rate schedule from here on; everything else of a step stays what it was.)
-_MAY_CHANGE = ("run.dir", "run.num_threads", "engine.", "train.max_steps", "stop.", "checkpoint.")
+_MAY_CHANGE = ("run.dir", "run.num_threads", "engine.", "train.max_steps", "train.reward_workers", "stop.", "checkpoint.")
 
 LOCK = ".lock"
 Evaluate = Callable[[], Mapping[str, float]]  # measures the model as it is now, always on the same questions
@@ -58,9 +60,11 @@ class Run:
     """
 
     def __init__(
-        self, folder: Path, recipe: SftRecipe | RlRecipe, trainer: Trainer, tokenizer_from: Path, evaluate: Evaluate,
-        *, resume: bool, title: str,
+        self, folder: Path, recipe: SftRecipe | RlRecipe, trainer: Trainer[Decoder], tokenizer_from: Path, evaluate: Evaluate,
+        *, resume: bool, title: str, value_trainer: Trainer[ValueModel] | None = None,
     ):  # fmt: skip
+        self.value_trainer = value_trainer
+        self.loop_state: dict[str, Any] = {}  # what the loop wants to know again after a resumption
         self.folder, self.recipe, self.trainer = folder, recipe, trainer
         self.tokenizer_from, self.evaluate = tokenizer_from, evaluate
         self.num_steps = 0
@@ -83,8 +87,11 @@ class Run:
             self.metrics.truncate(0)
             self.timings.truncate(0)
             return [*notes, f"{self.folder}: no checkpoint yet, starting from the beginning"]
-        state = load_checkpoint(checkpoint, self.trainer.model)
+        state = load_checkpoint(checkpoint, self._models())
         self.trainer.load_state_dict(state["trainer"])
+        if self.value_trainer is not None:
+            self.value_trainer.load_state_dict(state["value_trainer"])
+        self.loop_state.update(state["loop"])
         self.num_steps, self.evaluation = state["num_steps"], state["evaluation"]
         self.metrics.truncate(state["metrics_bytes"])
         self.timings.truncate(state["timings_bytes"])
@@ -93,6 +100,10 @@ class Run:
         elif self.num_steps >= self.recipe.train.max_steps:
             self._reason = "max_steps"
         return [*notes, f"resuming after step {self.num_steps} from {checkpoint}"]
+
+    def _models(self) -> dict[str, Backbone]:
+        """By the folder of the checkpoint they are kept in."""
+        return {"": self.trainer.model} | ({"value_model": self.value_trainer.model} if self.value_trainer else {})
 
     def __enter__(self) -> Run:
         self.interruption.__enter__()
@@ -140,6 +151,8 @@ class Run:
     def save(self) -> Path:
         state = {
             "trainer": self.trainer.state_dict(),
+            "value_trainer": self.value_trainer.state_dict() if self.value_trainer else None,
+            "loop": self.loop_state,
             "num_steps": self.num_steps,
             "evaluation": self.evaluation,
             "reason": None if self._reason == "interrupted" else self._reason,
@@ -148,7 +161,7 @@ class Run:
         }
         keep = self.recipe.checkpoint.keep_last
         folder = self.folder / "checkpoints"
-        return save_checkpoint(folder, self.num_steps, self.trainer.model, state, self.tokenizer_from, keep)
+        return save_checkpoint(folder, self.num_steps, self._models(), state, self.tokenizer_from, keep)
 
     @property
     def outcome(self) -> Outcome:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from unmask.attention import get_backend
 from unmask.config.schema import OptimizerConfig
 from unmask.errors import UnmaskError
-from unmask.models import Decoder
+from unmask.models.decoder import Backbone
 from unmask.models.experts import expert_balance, reset_expert_load
 from unmask.objectives.rows import RowBatch, TrainRow, collate, pack_rows
 from unmask.train.optimizer import learning_rate, make_optimizer
@@ -25,7 +25,10 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
-class Trainer:
+Model = TypeVar("Model", bound=Backbone)
+
+
+class Trainer(Generic[Model]):
     """Holds the model, the optimizer that lives across steps, and the number of optimizer steps done.
 
     Gradient accumulation is exact by construction: an objective's weights already refer to the whole update, so the
@@ -34,7 +37,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: Decoder,
+        model: Model,
         config: OptimizerConfig,
         *,
         max_optimizer_steps: int,
@@ -54,22 +57,23 @@ class Trainer:
         """Matrix products in the run's precision; weights, norms, log-probabilities and optimizer stay float32."""
         return autocast(self.precision, self.model.device)
 
-    def batches(self, rows: Sequence[TrainRow]) -> list[RowBatch]:
-        return [collate(pack, self.model.device) for pack in pack_rows(rows, self.max_tokens)]
-
     def update(self, rows: Sequence[TrainRow], loss_fn: LossFn) -> dict[str, float]:
-        """One optimizer step on the sum of the loss over all rows. Returns "loss", "grad_norm", "lr", the sums, and of
-        models with experts "expert_load_max" and "expert_load_min" (1 = every expert had an even share of the tokens).
+        """One optimizer step on the sum of the loss over all rows. Returns "loss", "grad_norm", "lr", "num_tokens" (that were
+        forwarded), the sums, and of models with experts "expert_load_max" and "expert_load_min" (1 = every expert had an even
+        share of the tokens).
 
         Raises `UnmaskError` (before the weights change) when the loss or gradient is not finite.
         """
         sums: dict[str, Tensor] = {}
+        num_tokens = 0
         reset_expert_load(self.model)
         self.optimizer.zero_grad(set_to_none=True)
-        for batch in self.batches(rows):
+        for pack in pack_rows(rows, self.max_tokens):
+            batch = collate(pack, self.model.device)
             with self.autocast():
                 loss, more = loss_fn(batch)
             loss.backward()
+            num_tokens += batch.input_ids_BL.numel()
             for key, value in (("loss", loss.detach()), *more.items()):
                 sums[key] = sums[key] + value if key in sums else value
         grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm, foreach=True)
@@ -85,7 +89,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.optimizer_step += 1
         stats = {key: float(value) for key, value in sums.items()}
-        return {**stats, "grad_norm": float(grad_norm), "lr": lr, **expert_balance(self.model)}
+        stats |= {"grad_norm": float(grad_norm), "lr": lr, "num_tokens": num_tokens}
+        return {**stats, **expert_balance(self.model)}
 
     def state_dict(self) -> dict[str, Any]:
         return {"optimizer": self.optimizer.state_dict(), "optimizer_step": self.optimizer_step}

@@ -1,0 +1,119 @@
+"""The value model in the loop: values of what the policy will be trained on, advantages over trace steps, its own updates.
+
+TraceRL paper, section 4: the value model reads the same noisy views, at the tokens' masked positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unmask.config.schema import ValueConfig
+from unmask.models import ValueModel
+from unmask.objectives.advantages import NO_VARIANCE
+from unmask.objectives.policy import set_weights
+from unmask.objectives.rows import RowBatch, TrainRow, collate, fit_rows, pack_rows, target_hidden
+from unmask.objectives.value import outcome_rewards, trace_advantages, value_loss
+from unmask.rl.minibatches import minibatches
+from unmask.rl.rollout import derive_seed
+from unmask.train.trainer import Trainer
+from unmask.types import Rollout, RolloutGroup
+
+Views = Callable[[Rollout], list[TrainRow]]  # a response's views of its trace, with "view" and "canvas_index"
+
+
+def target_values(model: ValueModel, batch: RowBatch, trainer: Trainer[ValueModel]) -> Tensor:
+    """Float32 values [N] of the targets."""
+    return model.head(target_hidden(model, batch, trainer.backend))
+
+
+class Critic:
+    """A value model, its trainer and what became of its predictions."""
+
+    def __init__(self, model: ValueModel, trainer: Trainer[ValueModel], config: ValueConfig):
+        self.model, self.trainer, self.config = model, trainer, config
+
+    @torch.no_grad()
+    def _set_values(self, rows: Sequence[TrainRow]) -> None:
+        for pack in pack_rows(rows, self.trainer.max_tokens):
+            batch = collate(pack, self.model.device)
+            with self.trainer.autocast():
+                value_N = target_values(self.model, batch, self.trainer)
+            for row, values in zip(pack, value_N.split([len(row.target_ids) for row in pack]), strict=True):
+                row.values["old_value"] = values.double().cpu().numpy()
+
+    def prepare(self, rollouts: Sequence[Rollout], views: Views) -> tuple[list[list[TrainRow]], float]:
+        """Sets the rollouts' token advantages, from the value model as it is and `Rollout.advantage` as the outcome.
+
+        Returns the rows of each rollout for `update`, and the explained variance of the returns: 1 - var(R - V) / var(R).
+        """
+        rows_of = [fit_rows(views(rollout), self.trainer.max_tokens) for rollout in rollouts]
+        self._set_values([row for rows in rows_of for row in rows])
+        errors, returns = [np.zeros(0)], [np.zeros(0)]
+        for rollout, rows in zip(rollouts, rows_of, strict=True):
+            if rows:
+                value, target = set_token_advantages(rollout, rows, rollout.advantage, self.config.gamma, self.config.lam)
+                errors.append(target - value)
+                returns.append(target)
+        variance = np.concatenate(returns).var() if len(returns) > 1 else 0.0
+        explained = 1 - np.concatenate(errors).var() / variance if variance > 1e-12 else 0.0
+        return rows_of, float(explained)
+
+    def update(self, rows_of: Sequence[Sequence[TrainRow]], seed_keys: tuple[int, ...]) -> dict[str, float]:
+        """The step's optimizer steps of the value model, on minibatches of responses."""
+        stats = []
+        for epoch in range(self.config.num_epochs):
+            for part in minibatches(rows_of, self.config.num_minibatches, derive_seed(*seed_keys, epoch, "value")):
+                set_weights(part, self.config.loss_normalization, 1, num_sequences=len(part))
+                rows = [row for rows in part for row in rows]
+                if rows:
+                    stats.append(self.trainer.update(rows, self._loss))
+        if not stats:
+            return {}
+        mean = {key: sum(s[key] for s in stats) / len(stats) for key in ("loss", "grad_norm")}
+        return {"value_loss": mean["loss"], "value_grad_norm": mean["grad_norm"], "value_lr": stats[-1]["lr"]}
+
+    def _loss(self, batch: RowBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        return value_loss(target_values(self.model, batch, self.trainer), batch, self.config.clip_eps)
+
+
+def set_token_advantages(
+    rollout: Rollout, rows: Sequence[TrainRow], outcome: float, gamma: float, lam: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sets `rollout.token_advantages` and the rows' "return"; returns old values and returns, float64 [N].
+
+    Rewards are the outcome, on the last step, and the process rewards, if there are any. Rows without "old_value" are taken
+    to have value 0: with lam 1 the advantage is then the discounted rewards to come.
+    """
+    view, index = (np.concatenate([row.values[key] for row in rows]) for key in ("view", "canvas_index"))
+    value = np.concatenate([row.values.get("old_value", np.zeros(len(row.target_ids))) for row in rows])
+    reward = outcome_rewards(view, outcome)
+    if rollout.token_rewards is not None:
+        reward = reward + np.array(rollout.token_rewards)[index]
+    target, advantage = trace_advantages(view, reward, value, gamma, lam)
+    rollout.token_advantages = np.zeros(len(rollout.trace.canvas_ids))
+    rollout.token_advantages[index] = advantage
+    for row, part in zip(rows, np.split(target, np.cumsum([len(row.target_ids) for row in rows])[:-1]), strict=True):
+        row.values["return"] = part
+    return value, target
+
+
+def set_process_advantages(groups: Sequence[RolloutGroup], views: Views, gamma: float) -> None:
+    """Without a value model: token advantages of groups with process rewards, others stay as they are.
+
+    The advantage of a token is its rewards to come, standardised over all trained tokens of the group (process supervision
+    of DeepSeekMath, arXiv 2402.03300, section 4.1.3); zero where they do not vary.
+    """
+    for group in groups:
+        if all(rollout.token_rewards is None for rollout in group.rollouts):
+            continue
+        trained = [(rollout, rows) for rollout in group.rollouts if (rows := views(rollout))]
+        returns = [set_token_advantages(r, rows, r.reward or 0.0, gamma, 1.0)[1] for r, rows in trained]
+        mean, deviation = (float(f(np.concatenate(returns))) for f in (np.mean, np.std)) if returns else (0.0, 0.0)
+        for rollout, rows in trained:
+            index = np.concatenate([row.values["canvas_index"] for row in rows])
+            centred = (rollout.token_advantages[index] - mean) / max(deviation, NO_VARIANCE)
+            rollout.token_advantages[index] = centred if deviation > NO_VARIANCE else 0.0

@@ -1,0 +1,61 @@
+"""What a step of RL says of itself. All of it follows from the recipe; seconds are logged elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from unmask.rl.collect import Collected, accuracy, has_signal
+
+
+def rollout_metrics(collected: Collected) -> dict[str, float]:
+    """Over all responses of the step, those that are left out of the update included."""
+    groups = collected.groups
+    traces = [rollout.trace for group in groups for rollout in group.rollouts]
+    rewards = np.array([[rollout.reward for rollout in group.rollouts] for group in groups])
+    num_tokens = sum(trace.num_response_tokens for trace in traces)
+    return {
+        "reward_mean": float(rewards.mean()),
+        "reward_std": float(rewards.std()),
+        "accuracy": float(np.mean([accuracy(group) for group in groups])),
+        "pass_at_group": float(np.mean([accuracy(group) > 0 for group in groups])),
+        "num_groups": len(groups),
+        "groups_without_signal": sum(not has_signal(group) for group in groups),
+        "groups_trained": len(collected.kept),
+        "sampling_rounds": collected.num_rounds,
+        "response_length": num_tokens / len(traces),
+        "cut_share": sum(trace.finish_reason == "length" for trace in traces) / len(traces),
+        "tokens_per_forward": num_tokens / max(1, sum(trace.num_forwards for trace in traces)),
+    }
+
+
+def update_metrics(stats: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Means over the step's optimizer steps; token means where the objective gave sums. A step without signal: zeros."""
+    num_targets = sum(s["num_targets"] for s in stats)
+
+    def mean(key: str) -> float:
+        return sum(s[key] for s in stats) / max(1, len(stats))
+
+    def per_token(key: str) -> float:
+        return sum(s[key] for s in stats) / max(1.0, num_targets)
+
+    metrics: dict[str, float] = {
+        "num_updates": len(stats),
+        "loss": mean("loss"),
+        "grad_norm": mean("grad_norm"),
+        "lr": mean("lr"),
+        "kl": per_token("kl_sum"),
+        "clip_share": per_token("clip_sum"),
+        "entropy": per_token("entropy_sum"),
+        "neg_logprob": per_token("neg_logprob_sum"),
+        "num_trained_tokens": num_targets,
+        "num_forwarded_tokens": sum(s["num_tokens"] for s in stats),
+        **{key: mean(key) for key in ("expert_load_max", "expert_load_min") if stats and key in stats[0]},
+    }
+    if stats and "ref_kl_sum" in stats[0]:
+        metrics["ref_kl"] = per_token("ref_kl_sum")
+    if stats and "mismatch_sum" in stats[0]:
+        # The first update's forward pass still has the weights that sampled: what is left is the sampler's arithmetic.
+        metrics["mismatch_kl"] = stats[0]["mismatch_sum"] / max(1.0, stats[0]["num_targets"])
+    return metrics

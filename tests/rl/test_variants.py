@@ -1,0 +1,210 @@
+"""Whole runs of every kind: families, objectives, baselines, value model, process rewards, block growth, workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from tests.recipes import RL, unmask, write_recipe
+from unmask.config import Plugin
+from unmask.errors import UnmaskError
+from unmask.models.checkpoint import load_model
+from unmask.rewards import REWARDS
+from unmask.rewards.boxed import Boxed
+from unmask.rl.scoring import RewardPool
+from unmask.train.checkpoint import list_checkpoints
+from unmask.train.run import read_metrics
+from unmask.types import Example, Message, Rollout, Trace
+
+
+class Parity:
+    """Something that an untrained model gets right now and then, whatever its family."""
+
+    Options = Boxed.Options
+
+    def __init__(self, options):
+        pass
+
+    def __call__(self, rollout, example):
+        return float(sum(rollout.trace.response_ids) % 3 == 0), "parity"
+
+
+class TokenParity(Parity):
+    def __call__(self, rollout, example):
+        even = [0.1 * (t % 2 == 0) for t in rollout.trace.response_ids]
+        return float(sum(rollout.trace.response_ids) % 3 == 0), "parity", even
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.setitem(REWARDS, "parity", Parity)
+    monkeypatch.setitem(REWARDS, "token_parity", TokenParity)
+
+    def run(*words: str, steps: int = 3) -> list[dict]:
+        run.count += 1
+        run.folder = tmp_path / f"run-{run.count}"
+        common = ["reward.name=parity", f"train.max_steps={steps}", "eval.every_steps=0", f"run.dir={run.folder}"]
+        result = unmask("rl", write_recipe(tmp_path, "rl", RL), *common, *words)
+        assert result.returncode == 0, result.stderr
+        return read_metrics(run.folder)
+
+    run.count = 0
+    return run
+
+
+FAMILIES = ("sdar", "sdar_moe", "dream", "llada", "mmada")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("value", ["false", "true"])
+def test_every_family_trains_what_it_sampled(run, family, value) -> None:
+    """Sampler and trainer agree (mismatch KL below 1e-8), the first ratio is 1, the loss has a gradient."""
+    records = run(f"model.preset={family}/tiny", f"value.enabled={value}", "train.num_minibatches=1")
+    assert all(r["num_updates"] == 1 and r["grad_norm"] > 0 for r in records)
+    assert all(abs(r["mismatch_kl"]) < 1e-8 and abs(r["kl"]) < 1e-8 and r["clip_share"] == 0 for r in records)
+    assert all(0 < r["entropy"] < 4 for r in records)
+    assert all(("value_loss" in r) == (value == "true") for r in records)
+
+
+@pytest.mark.parametrize("objective", ["random_masking", "coupled"])
+@pytest.mark.parametrize("family", ["sdar", "llada"])
+def test_baselines_train(run, family, objective) -> None:
+    records = run(f"model.preset={family}/tiny", f"objective.name={objective}", "train.num_minibatches=1", "train.num_epochs=2")
+    assert all(r["num_updates"] == 2 and r["grad_norm"] > 0 for r in records)
+    assert all("mismatch_kl" not in r for r in records)  # their views are not the sampler's
+
+
+def test_approximate_caches_are_measured_and_corrected(run) -> None:
+    """The sampler's log-probs are not the trainer's: the mismatch is seen, old ones are recomputed, ratios begin at 1."""
+    words = ("model.preset=llada/tiny", "rollout.cache=dual", "rollout.block_size=4", "train.num_minibatches=1")
+    records = run(*words, "optimizer.lr=1e-6")
+    assert all(r["mismatch_kl"] > 1e-7 for r in records)
+    assert all(abs(r["kl"]) < 1e-9 and r["clip_share"] == 0 for r in records)
+    trusted = run(*words, "optimizer.lr=1e-6", "train.old_logprobs=rollout")
+    assert all(r["kl"] == pytest.approx(r["mismatch_kl"]) for r in trusted)
+
+
+def test_the_value_model_learns_and_the_policy_waits(run) -> None:
+    words = ("value.enabled=true", "advantage=none", "value.optimizer.lr=3e-3", "value.num_epochs=4", "value.lam=0.9")
+    records = run(*words, "value.warmup_steps=6", "train.prompts_per_step=8", steps=8)
+    assert [r["num_updates"] for r in records] == [0] * 6 + [2] * 2
+    losses = [r["value_loss"] for r in records]
+    assert np.mean(losses[4:]) < 0.65 * losses[0]  # from zero to the mean reward: the variance is left
+    assert records[0]["explained_variance"] == pytest.approx(0.0, abs=1e-6)  # the head starts at zero
+    checkpoint = list_checkpoints(run.folder / "checkpoints")[-1]
+    value = load_model(checkpoint / "value_model", head="value")
+    assert value.value_head.weight.abs().max() > 0
+    assert not torch.equal(value.embed_tokens.weight, load_model(checkpoint).embed_tokens.weight)
+
+
+def test_the_value_model_may_start_elsewhere(run) -> None:
+    run("value.enabled=true", steps=1)
+    first = list_checkpoints(run.folder / "checkpoints")[-1]
+    run("value.enabled=true", f"value.path={first / 'value_model'}", "value.optimizer.lr=1e-30", steps=1)
+    second = list_checkpoints(run.folder / "checkpoints")[-1]
+    heads = [load_model(c / "value_model", head="value").value_head.weight for c in (first, second)]
+    assert torch.equal(*heads)
+
+
+@pytest.mark.parametrize("value", ["false", "true"])
+def test_process_rewards_train(run, value) -> None:
+    records = run("reward.name=token_parity", f"value.enabled={value}")
+    assert all(r["num_updates"] == 2 and r["grad_norm"] > 0 for r in records)
+    assert all(r["groups_without_signal"] == 0 for r in records)
+
+
+def test_a_frozen_reference(run) -> None:
+    """The KL is to the model the run began with: it grows from step to step, and without movement it is zero."""
+    records = run("objective.options.kl_to=reference", "train.num_minibatches=1", steps=4)
+    assert abs(records[0]["ref_kl"]) < 1e-9
+    assert records[3]["ref_kl"] > 1e-4
+    other = run("objective.options.kl_to=reference", f"reference.path={run.folder}", "train.num_minibatches=1", steps=1)
+    assert other[0]["ref_kl"] > 1e-4
+
+
+def test_block_growth(run) -> None:
+    """4 and 8 first: no sampler's view is trained. Then both 8, exactly replayed. The model's own block size follows."""
+    stages = "[{from_step=0,rollout_block_size=4,train_block_size=8},{from_step=2,rollout_block_size=8,train_block_size=8}]"
+    records = run(f"block_schedule={stages}", "train.num_minibatches=1", steps=4)
+    assert ["mismatch_kl" in r for r in records] == [False, False, True, True]
+    assert all(r["num_updates"] == 1 and r["clip_share"] == 0 for r in records)
+    assert all(abs(r["mismatch_kl"]) < 1e-8 for r in records[2:])
+    assert load_model(list_checkpoints(run.folder / "checkpoints")[-1]).spec.block_size == 8
+
+
+def test_dynamic_sampling_replaces_groups_without_signal(run) -> None:
+    words = ("train.group_size=2", "train.max_sampling_rounds=5", "train.prompts_per_step=4")
+    records = run(*words)
+    for r in records:
+        assert r["groups_trained"] == r["num_groups"] - r["groups_without_signal"]
+        assert r["groups_trained"] == 4 or r["sampling_rounds"] == 5
+    assert any(r["sampling_rounds"] > 1 and r["groups_trained"] == 4 for r in records)
+    assert all(r["sampling_rounds"] == 1 for r in run(*words[:1]))
+
+
+def test_the_window_of_accuracies(run) -> None:
+    for r in run("train.min_accuracy=0.3", "train.max_accuracy=0.6", "train.prompts_per_step=8"):
+        assert r["groups_trained"] < r["num_groups"] - r["groups_without_signal"]
+
+
+def test_batch_advantages_train_groups_without_variance(run) -> None:
+    assert all(r["groups_trained"] == 4 for r in run("advantage=batch_zscore", "train.group_size=2"))
+
+
+def test_cut_responses_are_left_out(run) -> None:
+    records = run("train.drops_cut_responses=true", "train.num_minibatches=1")
+    assert all(r["cut_share"] > 0.3 for r in records)
+    everything = run("train.num_minibatches=1", steps=1)
+    assert records[0]["num_trained_tokens"] < everything[0]["num_trained_tokens"]
+
+
+def test_nothing_to_train_is_said_and_counted(tmp_path) -> None:
+    words = ["reward.options.wrong_reward=0.0", "train.max_steps=2", f"run.dir={tmp_path / 'run'}"]
+    result = unmask("rl", write_recipe(tmp_path, "rl", RL), *words)
+    assert result.returncode == 0
+    assert "step 1: no group carries a signal; nothing was trained" in result.stderr
+    assert [r["num_skipped_steps"] for r in read_metrics(tmp_path / "run") if "reward_mean" in r] == [1, 2]
+
+
+def rollout() -> tuple[Rollout, Example]:
+    trace = Trace([5], [1], [0], [0.0], [1.0], 1, 4, 1, "stop")
+    return Rollout(trace, "\\boxed{7}"), Example(id="q", messages=(Message(role="user", content="?"),), answer="7")
+
+
+def test_workers_score_as_this_process_does() -> None:
+    with RewardPool(Plugin(name="boxed"), 2) as pool:
+        results = [pool.submit(*rollout()) for _ in range(5)]
+        assert [result() for result in results] == [RewardPool(Plugin(name="boxed")).submit(*rollout())()] * 5
+        for pid in list(pool._pool._processes):
+            os.kill(pid, signal.SIGKILL)
+        with pytest.raises(UnmaskError, match="example q: a worker process of the reward died"):
+            pool.submit(*rollout())()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["block_schedule=[{from_step=1,rollout_block_size=4,train_block_size=8}]"],
+            "from_step should begin with 0 and ascend",
+        ),
+        (["train.min_accuracy=0.8", "train.max_accuracy=0.2"], "min_accuracy 0.8 is above max_accuracy 0.2"),
+        (
+            ["model.preset=llada/tiny", "block_schedule=[{rollout_block_size=4,train_block_size=8}]"],
+            "is for block models; llada",
+        ),
+        (["objective.options.kl_too=old"], "unknown key 'kl_too'; the nearest known key is 'kl_to'"),
+        (["value.path=nowhere", "value.enabled=true"], "nowhere"),
+        (["value.lamb=1"], "unknown key 'value.lamb'; the nearest known key is 'value.lam'"),
+    ],
+)
+def test_bad_recipes_are_one_line(tmp_path, words, message) -> None:
+    result = unmask("rl", write_recipe(tmp_path, "rl", RL), f"run.dir={tmp_path / 'run'}", *words)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
