@@ -82,7 +82,10 @@ def rows_of(kind: type[BaseModel], default: BaseModel | None, prefix: str = "", 
             value = info.get_default(call_default_factory=True, validated_data={})
         candidates = [c for c in (info.annotation, *get_args(info.annotation)) if inspect.isclass(c)]
         table = next((c for c in candidates if issubclass(c, BaseModel)), None)
-        if table is None:
+        if table is not None and get_origin(info.annotation) is tuple:
+            yield key, "list of tables", "`[]`", meaning_of(owner, name, info)
+            yield from rows_of(table, None, f"{key}[].")
+        elif table is None:
             yield key, type_of(info), "required" if value is ... else default_of(value), meaning_of(owner, name, info)
         elif table is Plugin:
             plural = _PLURAL_OF[name]

@@ -134,7 +134,7 @@ def bad(tmp_path: Path, trained: Path) -> dict[str, tuple[list, str]]:
         "unknown option": (["sft", sft, "source.options.slip=1"], "source.options: unknown key 'slip'; the nearest known key is 'slip_rate'"),
         "unknown strategy": (["generate", rl, "--prompt", "1", "remasking_strategy=best"], "unknown remasking_strategy 'best'"),
         "unknown preset": (["sft", sft, "model.preset=gpt/tiny"], "unknown model preset 'gpt/tiny'; known: sdar/tiny"),
-        "unknown backend": (["sft", sft, "run.attention_backend=x"], "unknown attention backend 'x'; known: auto, dense, flex"),
+        "unknown backend": (["sft", sft, "run.attention_backend=x"], "unknown attention backend 'x'; known: auto, dense, tiled, flex"),
         "unmeasured stop": (["sft", sft, "stop.metric=bleu", "train.max_steps=3"], "stop.metric 'bleu' is not measured; known: accuracy, "),
         "resume nothing": (["sft", sft, f"run.dir={tmp_path / 'none'}", "--resume"], "nothing to resume here"),
         "no prompts": (["generate", rl], "give prompts either with --prompt or with --input"),

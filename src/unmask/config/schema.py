@@ -54,7 +54,7 @@ class RunConfig(MachineConfig):
     """A training run: where it is kept, and how it attends."""
 
     dir: str = Field("", description="run folder; empty = runs/<kind>-<time>")
-    attention_backend: str = Field("auto", description="of updates; auto = flex on GPUs, dense on CPUs")
+    attention_backend: str = Field("auto", description="of updates; auto = flex on GPUs, tiled on CPUs")
 
 
 class EngineLimits(Section):

@@ -15,6 +15,7 @@ from unmask.models import Decoder
 from unmask.objectives.coupled import Coupled
 from unmask.objectives.fused_head import TargetStats
 from unmask.objectives.random_masking import RandomMasking
+from unmask.objectives.random_masking_sft import RandomMaskingSft
 from unmask.objectives.rows import RowBatch, TrainRow
 from unmask.objectives.semi_ar import SemiAR
 from unmask.objectives.trace_rl import TraceRL
@@ -50,7 +51,7 @@ class RlObjective(Protocol):
         ...
 
 
-SFT_OBJECTIVES: dict[str, Any] = {"semi_ar": SemiAR}
+SFT_OBJECTIVES: dict[str, Any] = {"semi_ar": SemiAR, "random_masking": RandomMaskingSft}
 RL_OBJECTIVES: dict[str, Any] = {"trace_rl": TraceRL, "random_masking": RandomMasking, "coupled": Coupled}
 
 

@@ -11,9 +11,12 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
+from unmask.errors import UnmaskError
 from unmask.models import ModelSpec
+from unmask.objectives.cross_entropy import cross_entropy
 from unmask.objectives.fused_head import TargetStats
 from unmask.objectives.masking import draw_masks
+from unmask.objectives.policy import set_weights
 from unmask.objectives.rows import RowBatch, TrainRow
 from unmask.objectives.views import Grid, masked_rows
 from unmask.types import Demonstration
@@ -40,6 +43,10 @@ class SemiAR:
             return self
 
     def __init__(self, options: Options, spec: ModelSpec, seed: int):
+        if spec.attention != "block_causal":
+            raise UnmaskError(
+                f'semi_ar is for block models; {spec.family} has {spec.attention} attention: use "random_masking"'
+            )
         self.options, self.seed = options, seed
         self.block_size = options.block_size or spec.block_size
         self.mask_token_id, self.pad_token_id = spec.mask_token_id, spec.pad_token_id
@@ -50,15 +57,9 @@ class SemiAR:
         num_tokens = np.array([len(item.prompt_ids) + len(item.response_ids) for item in items])
         num_blocks = -(-num_tokens // self.block_size) - first_block
         is_drawn = self._draw_masks(items, first_block, int(num_blocks.max()))
-        rows = [
-            row
-            for item, first, drawn in zip(items, first_block, is_drawn, strict=True)
-            for row in self._rows(item, int(first), drawn)
-        ]
-        num_targets = sum(len(row.target_ids) for row in rows)
-        for row in rows:
-            row.values["weight"] = np.full(len(row.target_ids), 1.0 / num_targets)
-        return rows
+        rows_of = [self._rows(item, int(first), drawn) for item, first, drawn in zip(items, first_block, is_drawn, strict=True)]
+        set_weights(rows_of, "token", 1, len(rows_of))
+        return [row for rows in rows_of for row in rows]
 
     def _draw_masks(self, items: Sequence[Demonstration], first_block: np.ndarray, num_blocks: int) -> np.ndarray:
         """Bool [items, copies, positions]: is the position masked? Positions begin with each item's first block."""
@@ -80,6 +81,4 @@ class SemiAR:
         return masked_rows(item.prompt_ids, canvas_ids, Grid(b), self.mask_token_id, is_masked, is_masked & (position < end))
 
     def loss(self, stats: TargetStats, batch: RowBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted cross-entropy (natural log) over the vocabulary, and sums for the metrics."""
-        weight_N = batch.values["weight"]
-        return -(weight_N * stats.logprobs_N).sum(), {"token_accuracy": (weight_N * stats.is_top_N).sum()}
+        return cross_entropy(stats, batch)
