@@ -11,7 +11,7 @@ from unmask.cli.training import train
 from unmask.config import RlRecipe, SftRecipe, load_recipe
 from unmask.launch import resolve
 
-RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
+RECIPES = sorted((ROOT / "recipes").rglob("*.toml"))
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
