@@ -7,6 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
+from tests.recipes import SFT, unmask, write_recipe
 from unmask.train.progress import NUM_ROWS, RL_COLUMNS, SFT_COLUMNS, Progress
 
 METRICS = {name: 0.125 for name in (*RL_COLUMNS, *SFT_COLUMNS) if name not in ("value_loss", "mismatch_kl")}
@@ -91,3 +92,12 @@ def test_elsewhere_a_plain_line_now_and_then() -> None:
             progress.show_step(step, METRICS, {"accuracy": 0.5})
             progress.show(step, {"loss": 0.5, "eval accuracy": 0.25})
     assert console.file.getvalue() == "sft: step 3/3, at most 0:00 left, loss 0.5  eval accuracy 0.25\n"
+
+
+def test_a_run_shows_each_step_and_only_new_evaluations(tmp_path, monkeypatch) -> None:
+    calls: list[tuple] = []
+    monkeypatch.setattr(Progress, "show_step", lambda self, *words: calls.append((self.columns, *words)))
+    assert unmask("sft", write_recipe(tmp_path, "sft", SFT), f"run.dir={tmp_path / 'run'}").returncode == 0
+    assert [step for _, step, _, _ in calls] == [1, 2, 3, 4, 5, 6]
+    assert [step for _, step, _, evaluation in calls if evaluation] == [3, 6]
+    assert all(columns == SFT_COLUMNS and set(columns) <= set(metrics) for columns, _, metrics, _ in calls)

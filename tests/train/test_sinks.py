@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import types
 from collections import Counter
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.recipes import SFT, unmask, write_recipe
+from unmask.train import run as run_module
 from unmask.train.progress import Progress
 from unmask.train.run import read_metrics
 from unmask.train.sinks import TensorBoardSink
@@ -79,11 +81,28 @@ def test_metrics_do_not_depend_on_sinks(tmp_path, fake_wandb) -> None:
 
 
 def test_a_flush_makes_records_outlive_the_process(tmp_path) -> None:
-    sink = TensorBoardSink(tmp_path / "run" / "tensorboard", None)
-    sink.write(1, {"loss": 2.5})
-    sink.flush()
-    assert on_the_board(tmp_path / "run") == {("loss", 1): 2.5}
-    sink.close(False)
+    """The writer has a thread of its own: without the flush, most of these would die in its queue."""
+    code = """if True:
+        import os, sys
+        from pathlib import Path
+        from unmask.train.sinks import TensorBoardSink
+        sink = TensorBoardSink(Path(sys.argv[1]), None)
+        for step in range(500):
+            sink.write(step, {"loss": step})
+        sink.flush()
+        os._exit(0)
+    """
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "tensorboard")], check=True)
+    assert on_the_board(tmp_path) == {("loss", step): step for step in range(500)}
+
+
+def test_sinks_are_flushed_before_each_checkpoint(tmp_path, monkeypatch) -> None:
+    done: list[str] = []
+    save = run_module.save_checkpoint
+    monkeypatch.setattr(TensorBoardSink, "flush", lambda self: done.append("flush"))
+    monkeypatch.setattr(run_module, "save_checkpoint", lambda *words: done.append("save") or save(*words))
+    assert unmask("sft", write_recipe(tmp_path, "sft", SFT), f"run.dir={tmp_path / 'run'}", BOARD).returncode == 0
+    assert done == ["flush", "save"] * 3
 
 
 def test_an_ended_run_writes_nothing_more(tmp_path) -> None:
