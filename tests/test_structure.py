@@ -28,6 +28,13 @@ LAYERS = [
     {"files", "types"},
     {"errors", "__init__"},
 ]
+# Packages of extras, and the one file that imports each.
+OPTIONAL = {
+    "peft": "models/lora.py",
+    "matplotlib": "viewer/picture.py",
+    "tensorboard": "train/sinks.py",
+    "wandb": "train/sinks.py",
+}
 HEIGHT = {part: -i for i, line in enumerate(LAYERS) for part in line}
 
 
@@ -72,11 +79,25 @@ def test_every_part_has_its_layer() -> None:
 
 
 @pytest.mark.parametrize(
-    "what", ["unmask", "unmask.cli.main", "unmask.config", "unmask.types", "unmask.viewer", "unmask.files"]
+    "what",
+    ["unmask", "unmask.cli.main", "unmask.cli.plotting", "unmask.config", "unmask.types", "unmask.viewer", "unmask.files"],
 )
 def test_light_parts_leave_torch_unloaded(what: str) -> None:
-    code = f"import sys, {what}; sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'numpy')))"
+    heavy = ("torch", "transformers", "numpy", *OPTIONAL)
+    code = f"import sys, {what}; sys.exit(any(m in sys.modules for m in {heavy}))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("package", OPTIONAL)
+def test_optional_packages_have_one_importer(package: str) -> None:
+    found = set()
+    for file in SOURCES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            if any(package in name.split(".") for name in names if not name.startswith("unmask")):
+                found.add(str(file.relative_to(PACKAGE)))
+    assert found == {OPTIONAL[package]}
 
 
 def test_public_names_load() -> None:

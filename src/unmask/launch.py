@@ -37,6 +37,7 @@ from unmask.rl.stages import make_stages
 from unmask.train.checkpoint import newest_valid, seed_rng
 from unmask.train.run import Outcome, Run
 from unmask.train.sft import demonstration, train_sft
+from unmask.train.sinks import check_packages
 from unmask.train.trainer import Model, Trainer
 
 
@@ -119,6 +120,7 @@ def open_model(config: ModelConfig, source: Plugin, run: RunConfig, scratch: Pat
 def start(recipe: SftRecipe | RlRecipe, *, resume: bool = False, title: str = "") -> Outcome:
     """Runs a recipe to its end (or its interruption). Raises `UnmaskError` before anything is computed for bad input."""
     recipe = resolve(recipe)
+    check_packages(recipe.log)
     kind = "sft" if isinstance(recipe, SftRecipe) else "rl"
     folder = Path(recipe.run.dir or f"runs/{kind}-{time.strftime('%Y%m%d-%H%M%S')}")
     seed = recipe.run.seed

@@ -90,7 +90,14 @@ def test_commands(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             case _:
                 pytest.fail(f"no test runs {words}")
 
-    for name in ("traces.jsonl", "traces.html", "compared.html", "evaluation/results.json"):
+    for name in (
+        "traces.jsonl",
+        "traces.html",
+        "compared.html",
+        "evaluation/results.json",
+        "curves/plot.html",
+        "curves/plot.png",
+    ):
         assert (folder / name).stat().st_size > 0
     sft, rl = (tomllib.loads((folder / "runs" / name / "recipe.toml").read_text()) for name in ("terse-sft", "terse-rl"))
     assert sft["source"]["options"]["terse_rate"] == 0.5

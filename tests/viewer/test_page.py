@@ -149,6 +149,8 @@ def test_columns_of_numbers_are_set_to_the_right(report):
     page = render_report(report)
     assert '<td class="number">31 %</td><td>slow</td>' in page
     assert '<td class="number">0.96</td><td>fast</td>' in page
+    exponents = render_report(Report("r", [], (), [Table("t", ["a", "b"], [["x", "−8.86e−05"], ["y", "1.4e+07"]])]))
+    assert '<td class="number">−8.86e−05</td>' in exponents
     with pytest.raises(ValueError, match="3 columns and a row of 1"):
         Table("t", ["a", "b", "c"], [["x"]])
 

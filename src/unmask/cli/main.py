@@ -182,6 +182,26 @@ def view(
     print(page)
 
 
+@app.command()
+def plot(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="run folders")],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="NAME.png, NAME.html, or a folder for plot.png and plot.html; default: RUN, for several runs here"),
+    ] = None,
+    metric: Annotated[list[str] | None, typer.Option(help="what to draw; may be repeated; default: the most important")] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(help="one per run, in their order; runs that share one are drawn as mean and range; default: their names"),
+    ] = None,
+    smooth: Annotated[int, typer.Option(min=1, help="draw running means over so many records")] = 1,
+) -> None:
+    """Draw the training curves of runs, as a picture and as a page."""
+    from unmask.cli.plotting import run_plot
+
+    run_plot(runs, output, metric or [], label or [], smooth)
+
+
 def main(arguments: list[str] | None = None) -> Any:
     """Entry point. A mistake of the user is one line on stderr and exit code 2; a defect keeps its traceback."""
     # Threads that wait by spinning stand in each other's way when a machine has other work to do: a training step took

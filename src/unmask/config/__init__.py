@@ -3,9 +3,9 @@
 from unmask.config.evaluation import EvalRecipe, GenerateRecipe
 from unmask.config.load import check, load_recipe, parse_settings, read_toml, to_toml
 from unmask.config.plugins import fill_plugins, make_plugin, plugin_options
-from unmask.config.schema import EngineLimits, EvalConfig, Plugin, RlRecipe, RunConfig, SftRecipe
+from unmask.config.schema import EngineLimits, EvalConfig, LogConfig, Plugin, RlRecipe, RunConfig, SftRecipe
 
 __all__ = [
-    "EngineLimits", "EvalConfig", "EvalRecipe", "GenerateRecipe", "Plugin", "RlRecipe", "RunConfig", "SftRecipe", "check",
-    "fill_plugins", "load_recipe", "make_plugin", "parse_settings", "plugin_options", "read_toml", "to_toml",
+    "EngineLimits", "EvalConfig", "EvalRecipe", "GenerateRecipe", "LogConfig", "Plugin", "RlRecipe", "RunConfig", "SftRecipe",
+    "check", "fill_plugins", "load_recipe", "make_plugin", "parse_settings", "plugin_options", "read_toml", "to_toml",
 ]  # fmt: skip

@@ -128,6 +128,14 @@ class CheckpointConfig(Section):
     keep_last: int = Field(2, ge=1, description="older checkpoints are removed")
 
 
+class LogConfig(Section):
+    """Where metrics and timings go besides the run folder's JSON lines."""
+
+    tensorboard: bool = Field(False, description="event files in RUN/tensorboard; needs the extra `tensorboard`")
+    wandb_project: str = Field("", description="project at Weights & Biases; empty = off; needs the extra `wandb`")
+    wandb_name: str = Field("", description="name of the run there; empty = the run folder's")
+
+
 class SftTrainConfig(Section):
     max_steps: int = Field(1000, ge=1, description="optimizer steps")
     batch_size: int = Field(64, ge=1, description="examples per optimizer step")
@@ -208,6 +216,7 @@ class SftRecipe(Section):
     reward: Plugin = Field(default_factory=lambda: Plugin(name="boxed"), description="scores the evaluation")
     stop: StopConfig = Field(default_factory=StopConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    log: LogConfig = Field(default_factory=LogConfig)
 
 
 class RlRecipe(Section):
@@ -251,3 +260,4 @@ class RlRecipe(Section):
     eval: EvalConfig = Field(default_factory=EvalConfig)
     stop: StopConfig = Field(default_factory=StopConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    log: LogConfig = Field(default_factory=LogConfig)

@@ -2,7 +2,7 @@
 
 RUN/recipe.toml        the resolved recipe          RUN/metrics.jsonl   what the recipe determines, per step
 RUN/versions.json      software and machine         RUN/timings.jsonl   wall-clock seconds, per step
-RUN/checkpoints/       see train/checkpoint.py
+RUN/checkpoints/       see train/checkpoint.py      RUN/tensorboard/, wandb-id.txt, wandb/   see train/sinks.py
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import shutil
 import sys
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any, Literal
 
 import torch
 
-from unmask.config import RlRecipe, SftRecipe, to_toml
+from unmask.config import LogConfig, RlRecipe, SftRecipe, to_toml
 from unmask.errors import UnmaskError
 from unmask.files import describe_os_error, write_text
 from unmask.metrics import JsonlWriter
@@ -30,12 +31,15 @@ from unmask.models import Decoder, ValueModel
 from unmask.models.decoder import Backbone
 from unmask.train.checkpoint import load_checkpoint, newest_valid, save_checkpoint
 from unmask.train.interruption import Interruption
-from unmask.train.progress import Progress
+from unmask.train.progress import RL_COLUMNS, SFT_COLUMNS, Progress
+from unmask.train.sinks import open_sinks
 from unmask.train.trainer import Trainer
 
 # Keys that may change between a run and its resumption: where and how safely it runs, and how long it goes on. (A longer
 # train.max_steps stretches a learning rate schedule from here on; everything else of a step stays what it was.)
-_MAY_CHANGE = ("run.dir", "run.num_threads", "engine.", "train.max_steps", "train.reward_workers", "stop.", "checkpoint.")
+_MAY_CHANGE = (
+    "run.dir", "run.num_threads", "engine.", "train.max_steps", "train.reward_workers", "stop.", "checkpoint.", "log.",
+)  # fmt: skip
 
 LOCK = ".lock"
 Evaluate = Callable[[], Mapping[str, float]]  # measures the model as it is now, always on the same questions
@@ -70,12 +74,19 @@ class Run:
         self.num_steps = 0
         self.evaluation: dict[str, float] = {}
         self._reason: str | None = None
-        self._lock = lock_folder(folder, resume)
-        prepare_folder(folder, recipe, resume)
-        self.metrics, self.timings = JsonlWriter(folder / "metrics.jsonl"), JsonlWriter(folder / "timings.jsonl")
-        notes = self._restore() if resume else []
+        with ExitStack() as opened:  # a run that cannot begin keeps nothing open, the lock least of all
+            opened.callback(os.close, lock_folder(folder, resume))
+            prepare_folder(folder, recipe, resume)
+            self.metrics, self.timings = JsonlWriter(folder / "metrics.jsonl"), JsonlWriter(folder / "timings.jsonl")
+            opened.callback(self.metrics.close)
+            opened.callback(self.timings.close)
+            notes = self._restore() if resume else []
+            log = recipe.log if self._reason is None else LogConfig()  # an ended run has nothing more to say
+            self.sinks = open_sinks(log, folder, recipe.model_dump(mode="json"), self.num_steps, resume)
+            self._opened = opened.pop_all()
         self.interruption = Interruption()
-        self.progress = Progress(title, recipe.train.max_steps, self.num_steps)
+        columns = RL_COLUMNS if isinstance(recipe, RlRecipe) else SFT_COLUMNS
+        self.progress = Progress(title, recipe.train.max_steps, self.num_steps, columns=columns)
         for note in notes:
             self.progress.say(note)
 
@@ -111,11 +122,11 @@ class Run:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self.progress.__exit__(*exc_info)
-        self.interruption.__exit__(*exc_info)
-        self.metrics.close()
-        self.timings.close()
-        os.close(self._lock)
+        with self._opened:
+            self.progress.__exit__(*exc_info)
+            self.interruption.__exit__(*exc_info)
+            for sink in self.sinks:
+                sink.close(is_failed=exc_info[0] is not None)
 
     def steps(self) -> Iterator[int]:
         """Yields step 0, 1, .. (or from where the checkpoint stood) until the run ends."""
@@ -126,16 +137,18 @@ class Run:
         """Records the step; evaluates, checkpoints and ends the run when that is due."""
         recipe = self.recipe
         self.num_steps += 1
-        self.metrics.write({"step": self.num_steps, **metrics})
-        self.timings.write({"step": self.num_steps, **timings})
+        self._record(self.metrics, metrics)
+        self._record(self.timings, timings)
+        measured: dict[str, float] = {}
         is_last = self.num_steps >= recipe.train.max_steps
         if recipe.eval.every_steps and (self.num_steps % recipe.eval.every_steps == 0 or is_last):
-            self.evaluation = dict(self.evaluate())
-            self.metrics.write({"step": self.num_steps, **{f"eval/{k}": v for k, v in self.evaluation.items()}})
+            self.evaluation = measured = dict(self.evaluate())
+            self._record(self.metrics, {f"eval/{k}": v for k, v in measured.items()})
             if self._is_target_reached():
                 self._reason = "target"
         if self._reason is None and is_last:
             self._reason = "max_steps"
+        self.progress.show_step(self.num_steps, {**metrics, "seconds": timings["step_s"]}, measured)
         shown = {k: v for k, v in metrics.items() if k in ("loss", "reward_mean")}
         self.progress.show(self.num_steps, {**shown, **{f"eval {k}": v for k, v in self.evaluation.items()}})
         every = recipe.checkpoint.every_steps
@@ -144,11 +157,18 @@ class Run:
         if self._reason or (every and self.num_steps % every == 0):
             self.save()
 
+    def _record(self, file: JsonlWriter, values: Mapping[str, float]) -> None:
+        file.write({"step": self.num_steps, **values})
+        for sink in self.sinks:
+            sink.write(self.num_steps, values)
+
     def _is_target_reached(self) -> bool:
         stop = self.recipe.stop
         return bool(stop.metric) and self.num_steps >= stop.min_steps and self.evaluation[stop.metric] >= stop.at_least
 
     def save(self) -> Path:
+        for sink in self.sinks:
+            sink.flush()
         state = {
             "trainer": self.trainer.state_dict(),
             "value_trainer": self.value_trainer.state_dict() if self.value_trainer else None,

@@ -1,7 +1,9 @@
-"""Line charts as inline SVG: readable without colour (dashes and marker shapes), without JavaScript, light and dark."""
+"""Line charts, and how they look as inline SVG: readable without colour (dashes and marker shapes), without JavaScript,
+light and dark."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,15 +21,21 @@ NUM_MARKERS = 16  # per series; a curve of hundreds of points would drown in the
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One curve. `xs` ascend; a `y` that is not finite interrupts the line. Raises `ValueError` on unequal lengths."""
+    """One curve. `xs` ascend; a `y` that is not finite interrupts the line. Raises `ValueError` on unequal lengths.
+
+    band: empty, or (low, high) for every x: an area around the line, drawn where both are finite.
+    """
 
     name: str
     xs: Sequence[float]
     ys: Sequence[float]
+    band: Sequence[tuple[float, float]] = ()
 
     def __post_init__(self) -> None:
         if len(self.xs) != len(self.ys):
             raise ValueError(f"series {self.name!r} has {len(self.xs)} xs and {len(self.ys)} ys")
+        if len(self.band) not in (0, len(self.xs)):
+            raise ValueError(f"series {self.name!r} has {len(self.xs)} xs and a band of {len(self.band)}")
         if not all(math.isfinite(x) for x in self.xs):
             raise ValueError(f"series {self.name!r} has an x that is not finite")
         if any(a > b for a, b in zip(self.xs, self.xs[1:], strict=False)):
@@ -44,7 +52,7 @@ class ReferenceLine:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A line chart. Up to four series stay distinguishable, more repeat the styles.
+    """A line chart. Up to 16 series stay distinguishable (four markers, four dashes), more repeat the styles.
 
     Without `y_range` the y axis covers all values and the reference; with it, values beyond are drawn on the edge.
     Raises `ValueError` where `y_range` does not ascend or the reference is not finite.
@@ -82,7 +90,7 @@ class _Scale:
 def render_chart(chart: Chart, chart_id: str) -> str:
     """The chart as a `<figure>`; `chart_id` is unique on the page."""
     xs = [x for series in chart.series for x in series.xs]
-    ys = [y for series in chart.series for y in series.ys if math.isfinite(y)]
+    ys = [y for series in chart.series for y in (*series.ys, *itertools.chain(*series.band)) if math.isfinite(y)]
     if chart.reference:
         ys.append(chart.reference.y)
     x_ticks = axis_ticks(min(xs, default=0.0), max(xs, default=1.0), count=5)
@@ -96,7 +104,9 @@ def render_chart(chart: Chart, chart_id: str) -> str:
     parts += _grid([t for t in x_ticks if x_low <= t <= x_high], [t for t in y_ticks if y_low <= t <= y_high], x_of, y_of)
     parts.append(f'<line class="cursor" x1="0" x2="0" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
     for index, series in enumerate(chart.series):
-        parts += _curve(chart, series, index % NUM_STYLES, x_of, y_of)
+        parts += _band(series, index % NUM_STYLES, x_of, y_of)
+    for index, series in enumerate(chart.series):
+        parts += _curve(chart, series, index, x_of, y_of)
     if chart.reference:
         parts += _reference(chart.reference, y_of)
     parts.append("</svg>")
@@ -115,14 +125,14 @@ def render_chart(chart: Chart, chart_id: str) -> str:
 
 def axis_ticks(low: float, high: float, count: int) -> list[float]:
     """About `count` round numbers (1, 2, 2.5 or 5 times a power of ten apart) that cover `low` to `high`."""
-    if high <= low:
+    if high - low <= 1e-9 * max(abs(low), abs(high)):  # equal but for rounding
         pad = abs(low) * 0.1 or 0.5
         low, high = low - pad, low + pad
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, last + 1)]
+    return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
 
 
 def format_value(value: float) -> str:
@@ -153,13 +163,28 @@ def _grid(x_ticks: Sequence[float], y_ticks: Sequence[float], x_of: _Scale, y_of
     return parts
 
 
-def _curve(chart: Chart, series: Series, style: int, x_of: _Scale, y_of: _Scale) -> Iterator[str]:
-    path, is_down = [], False
+def dash_of(index: int) -> int:
+    """Which of `NUM_STYLES` dashes the series at this place has. Its marker and colour are `index % NUM_STYLES`; the dashes
+    shift by one after each round, so that no pair comes twice among `NUM_STYLES**2` series."""
+    return (index + index // NUM_STYLES) % NUM_STYLES
+
+
+def _band(series: Series, style: int, x_of: _Scale, y_of: _Scale) -> Iterator[str]:
+    points = zip(series.xs, series.band, strict=bool(series.band))
+    for is_finite, part in itertools.groupby(points, lambda point: all(map(math.isfinite, point[1]))):
+        if is_finite:
+            there = [(x_of(x), y_of(low), y_of(high)) for x, (low, high) in part]
+            outline = [*((x, high) for x, _, high in there), *((x, low) for x, low, _ in reversed(there))]
+            yield f'<path class="band series-{style}" d="M{"L".join(f"{x} {y}" for x, y in outline)}Z"/>'
+
+
+def _curve(chart: Chart, series: Series, index: int, x_of: _Scale, y_of: _Scale) -> Iterator[str]:
+    style, path, is_down = index % NUM_STYLES, [], False
     for x, y in zip(series.xs, series.ys, strict=True):
         if math.isfinite(y):
             path.append(f"{'L' if is_down else 'M'}{x_of(x)} {y_of(y)}")
         is_down = math.isfinite(y)
-    yield f'<path class="series series-{style}" stroke-dasharray="{DASHES[style]}" d="{"".join(path)}"/>'
+    yield f'<path class="series series-{style}" stroke-dasharray="{DASHES[dash_of(index)]}" d="{"".join(path)}"/>'
     every = max(1, math.ceil(len(series.xs) / NUM_MARKERS))
     for i, (x, y) in enumerate(zip(series.xs, series.ys, strict=True)):
         if math.isfinite(y) and (i % every == 0 or i == len(series.xs) - 1):
@@ -188,9 +213,18 @@ def _reference(reference: ReferenceLine, y_of: _Scale) -> list[str]:
 
 def _stops(chart: Chart, x_of: _Scale) -> list[tuple[float, str, list[str]]]:
     """Every x of any series: its place, its text, and the text of each series' value there."""
-    columns = [dict(zip(series.xs, series.ys, strict=True)) for series in chart.series]
+    columns = [dict(zip(series.xs, _texts(series), strict=True)) for series in chart.series]
     xs = sorted({x for column in columns for x in column})
-    return [(x_of(x), format_value(x), [format_value(column.get(x, math.nan)) for column in columns]) for x in xs]
+    return [(x_of(x), format_value(x), [column.get(x, format_value(math.nan)) for column in columns]) for x in xs]
+
+
+def _texts(series: Series) -> list[str]:
+    texts = [format_value(y) for y in series.ys]
+    if not series.band:
+        return texts
+    return [
+        f"{text} ({format_value(low)} to {format_value(high)})" for text, (low, high) in zip(texts, series.band, strict=True)
+    ]
 
 
 def _legend(chart: Chart, stops: Sequence[tuple[float, str, list[str]]]) -> str:
@@ -200,7 +234,7 @@ def _legend(chart: Chart, stops: Sequence[tuple[float, str, list[str]]]) -> str:
         style = index % NUM_STYLES
         swatch = (
             f'<svg viewBox="0 0 34 14" aria-hidden="true"><path class="series series-{style}" '
-            f'stroke-dasharray="{DASHES[style]}" d="M1 7H33"/>{_marker(style, 17, 7)}</svg>'
+            f'stroke-dasharray="{DASHES[dash_of(index)]}" d="M1 7H33"/>{_marker(style, 17, 7)}</svg>'
         )
         items.append(f'<li>{swatch}{escape_text(series.name)} <span class="chart-value">{value}</span></li>')
     place = f'{escape_text(chart.x_label)} <span class="chart-at">{last_x}</span>'

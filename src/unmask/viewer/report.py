@@ -11,8 +11,11 @@ from unmask.viewer.charts import Chart, render_chart
 from unmask.viewer.page import escape_text, render_page
 from unmask.viewer.player import DEFAULT_LABELS, PLAYER_SCRIPTS, PLAYER_STYLES, player_html
 
-# What a column of numbers looks like once formatted: "95.3 %", "+1.2", "3.1 ± 0.2", "1,204", "2.4×", "12 s", "–".
-_NUMBER = re.compile(r"\s*([+−-]?[\d.,]+\s*([×x%]|[a-zµ]{1,3}(/[a-z]{1,7})?)?(\s*±\s*[\d.,]+\s*%?)?|[–-]?)\s*", re.IGNORECASE)
+# What a column of numbers looks like once formatted: "95.3 %", "+1.2", "3.1 ± 0.2", "1,204", "2.4×", "12 s", "1e−05", "–".
+_NUMBER = re.compile(
+    r"\s*([+−-]?[\d.,]+(e[+−-]?\d+)?\s*([×x%]|[a-zµ]{1,3}(/[a-z]{1,7})?)?(\s*±\s*[\d.,]+\s*%?)?|[–-]?)\s*",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
