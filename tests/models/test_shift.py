@@ -7,7 +7,11 @@ import random
 import torch
 
 from unmask.attention import PAD_DOC, TokenLayout
-from unmask.models.shift import shift_hidden
+from unmask.models.shift import shift_sources
+
+
+def shift_hidden(hidden, layout):
+    return hidden.gather(1, shift_sources(layout)[:, :, None].expand_as(hidden))
 
 
 def plain_shift(hidden, layout):

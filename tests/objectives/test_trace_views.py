@@ -175,7 +175,8 @@ def test_packed_rows_are_the_plain_rows(family, shrink, normalization) -> None:
             divisor = {"token": num_tokens, "sequence": 6 * n, "constant": 6 * 20}[normalization]
             plain = plain + token.sum() / divisor
     (-plain).backward()
-    assert packed == pytest.approx(-plain.item(), abs=1e-6)
+    # trace_step adds up the steps of a response instead of taking a mean, and their rounding with them
+    assert packed == pytest.approx(-plain.item(), abs=3e-6 if normalization == "trace_step" else 1e-6)
     for name, gradient in gradients().items():
         assert (packed_gradients[name] - gradient).abs().max() <= 1e-5 * gradient.abs().max(), name
 

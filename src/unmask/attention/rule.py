@@ -39,6 +39,11 @@ class TokenLayout:
     def prefix_doc_BL(self) -> Tensor:  # noqa: N802
         return self.doc_BL if self.prefix_BL is None else self.prefix_BL
 
+    def select(self, columns_N: Tensor) -> TokenLayout:
+        """The tokens of these columns, in every row."""
+        fields = (self.doc_BL, self.block_BL, self.copy_BL, self.position_BL, self.prefix_doc_BL)
+        return TokenLayout(*(field.index_select(1, columns_N) for field in fields))
+
     def cat(self, other: TokenLayout) -> TokenLayout:
         """This layout's tokens followed by the other's, row by row."""
         return TokenLayout(

@@ -1,4 +1,4 @@
-"""A task that a tiny model learns in minutes: chained arithmetic modulo 10, one written step per operation.
+"""A task that a tiny model learns in minutes: chained arithmetic modulo 10 (or less), one written step per operation.
 
 Question `9+4-7=?`, worked from left to right; answer `9+4=3;3-7=6;\\boxed{6}`. The answer is verifiable, the reasoning
 is visible. Demonstrations may be those of a sloppy teacher: with `slip_rate`, a step's result is drawn at random and the
@@ -20,17 +20,17 @@ from unmask.errors import UnmaskError
 from unmask.types import Example, Message
 
 HELD_OUT_SHARE = 8  # one question in 8 is held out, by a hash of its text: the splits are disjoint by construction
-_OPERATIONS = {"+": lambda a, b: (a + b) % 10, "-": lambda a, b: (a - b) % 10, "*": lambda a, b: (a * b) % 10}
+_OPERATIONS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
 
 
 def is_held_out(question: str) -> bool:
     return hashlib.blake2b(question.encode(), digest_size=4).digest()[0] % HELD_OUT_SHARE == 0
 
 
-def count_steps(response: str) -> tuple[int, int]:
+def count_steps(response: str, modulus: int = 10) -> tuple[int, int]:
     """(written steps, those whose result is wrong) of a response; what is not a step `a+b=c` counts as neither."""
     steps = re.findall(r"(\d)([-+*])(\d)=(\d)", response)
-    return len(steps), sum(_OPERATIONS[sign](int(a), int(b)) != int(c) for a, sign, b, c in steps)
+    return len(steps), sum(_OPERATIONS[sign](int(a), int(b)) % modulus != int(c) for a, sign, b, c in steps)
 
 
 class ChainedArithmetic:
@@ -42,6 +42,7 @@ class ChainedArithmetic:
         size: int = Field(100_000, ge=1, description="examples per epoch")
         min_operations: int = Field(4, ge=1, le=20, description="operations in the shortest question")
         max_operations: int = Field(6, ge=1, le=20, description="operations in the longest question")
+        modulus: int = Field(10, ge=2, le=10, description="digits are smaller than this; the smaller, the sooner it is learned")
         slip_rate: float = Field(0.0, ge=0, le=1, description="share of steps with a random result in demonstrations")
         terse_rate: float = Field(0.0, ge=0, le=1, description="share of demonstrations without the steps")
 
@@ -63,7 +64,7 @@ class ChainedArithmetic:
         o, rng = self.options, random.Random(f"{self.seed}/{self.split}/{index}")
         while True:
             count = rng.randint(o.min_operations, o.max_operations)
-            terms = [rng.randrange(10) for _ in range(count + 1)]
+            terms = [rng.randrange(o.modulus) for _ in range(count + 1)]
             signs = [rng.choice("+-*") for _ in range(count)]
             question = str(terms[0]) + "".join(f"{s}{t}" for s, t in zip(signs, terms[1:], strict=True)) + "=?"
             if is_held_out(question) == (self.split == "held_out"):
@@ -71,8 +72,8 @@ class ChainedArithmetic:
         written = true = terms[0]
         steps = []
         for sign, term in zip(signs, terms[1:], strict=True):
-            true = _OPERATIONS[sign](true, term)
-            result = rng.randrange(10) if rng.random() < o.slip_rate else _OPERATIONS[sign](written, term)
+            true = _OPERATIONS[sign](true, term) % o.modulus
+            result = rng.randrange(o.modulus) if rng.random() < o.slip_rate else _OPERATIONS[sign](written, term) % o.modulus
             steps.append(f"{written}{sign}{term}={result};")
             written = result
         is_terse = rng.random() < o.terse_rate

@@ -20,7 +20,7 @@ from unmask.errors import UnmaskError
 from unmask.models.cache import Cache
 from unmask.models.layers import Forward, Layer, RMSNorm
 from unmask.models.rotary import rotary_table
-from unmask.models.shift import shift_hidden
+from unmask.models.shift import shift_sources
 from unmask.models.spec import ModelSpec
 
 AttentionName = Literal["model", "bidirectional", "causal"]
@@ -68,10 +68,14 @@ class Backbone(nn.Module):
         layout: TokenLayout,
         backend: AttentionBackend = DenseAttention,
         cache: Cache | None = None,
+        *,
+        read_N: Tensor | None = None,
     ) -> Tensor:
         """Final normed hidden states [B, L, D].
 
-        With a cache, it says what the tokens see, and the backend is not used.
+        With a cache, it says what the tokens see, and the backend is not used. read_N: columns, the same in every row, whose
+        hidden states are wanted, without a cache: [B, N, D]; the last layer then computes keys and values of all tokens and
+        nothing else of the others.
         """
         shared = Forward(
             rotary=rotary_table(layout.position_BL, self.spec.head_dim, self.spec.rotary),
@@ -81,6 +85,8 @@ class Backbone(nn.Module):
         )
         x_BLD = self.embed_tokens(input_ids_BL)
         for i, layer in enumerate(self.layers):
+            if read_N is not None and i == len(self.layers) - 1:
+                shared = shared._replace(attend=backend(layout.select(read_N), layout), read_N=read_N)
             x_BLD = layer(x_BLD, shared, i)
         return self.norm(x_BLD)
 
@@ -134,14 +140,20 @@ class Decoder(Backbone):
         backend: AttentionBackend = DenseAttention,
         cache: Cache | None = None,
         *,
+        read_N: Tensor | None = None,
         undoes_shift: bool = True,
     ) -> Tensor:
         """As `Backbone.forward`; with `spec.shift_logits`, each token has the hidden state of the token before it.
 
-        undoes_shift: False leaves the hidden states where they were computed.
+        undoes_shift: False leaves the hidden states where they were computed. Reading columns of shifted logits takes B = 1.
         """
+        if not (self.spec.shift_logits and undoes_shift):
+            return super().forward(input_ids_BL, layout, backend, cache, read_N=read_N)
+        source_BL = shift_sources(layout)
+        if read_N is not None:
+            return super().forward(input_ids_BL, layout, backend, cache, read_N=source_BL[0, read_N])
         hidden_BLD = super().forward(input_ids_BL, layout, backend, cache)
-        return shift_hidden(hidden_BLD, layout) if self.spec.shift_logits and undoes_shift else hidden_BLD
+        return hidden_BLD.gather(1, source_BL[:, :, None].expand_as(hidden_BLD))
 
     def head(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., D] -> float32 logits [..., V]."""

@@ -19,12 +19,20 @@ from unmask.models.spec import ModelSpec
 
 
 class Forward(NamedTuple):
-    """What all layers of one forward share."""
+    """What all layers of one forward share.
+
+    The last layer of a forward of which only some tokens are read gets another one: its `read_N` are their columns.
+    """
 
     rotary: tuple[Tensor, Tensor]
     attend: Attend
     cache: Cache | None
     is_real_BL: Tensor  # not padding
+    read_N: Tensor | None = None
+
+    def read(self, x: Tensor, dim: int = 1) -> Tensor:
+        """What of x [B, L, ...] (or with the tokens in another dimension) is read."""
+        return x if self.read_N is None else x.index_select(dim, self.read_N)
 
 
 class RMSNorm(nn.Module):
@@ -59,7 +67,8 @@ class Attention(nn.Module):
 
     def forward(self, x_BLD: Tensor, shared: Forward, layer: int) -> Tensor:
         heads = (-1, self.head_dim)
-        q_BHLK = rotate(self.q_norm(self.q_proj(x_BLD).unflatten(-1, heads)).transpose(1, 2), *shared.rotary)
+        q_rotary = (shared.read(table, -2) for table in shared.rotary)
+        q_BHLK = rotate(self.q_norm(self.q_proj(shared.read(x_BLD)).unflatten(-1, heads)).transpose(1, 2), *q_rotary)
         k_BGLK = rotate(self.k_norm(self.k_proj(x_BLD).unflatten(-1, heads)).transpose(1, 2), *shared.rotary)
         v_BGLK = self.v_proj(x_BLD).unflatten(-1, heads).transpose(1, 2)
         if shared.cache is not None:
@@ -92,5 +101,5 @@ class Layer(nn.Module):
         self.mlp = MixtureOfExperts(spec) if has_experts else SwiGLU(spec)
 
     def forward(self, x_BLD: Tensor, shared: Forward, layer: int) -> Tensor:
-        x_BLD = x_BLD + self.self_attn(self.input_layernorm(x_BLD), shared, layer)
-        return x_BLD + self.mlp(self.post_attention_layernorm(x_BLD), shared.is_real_BL)
+        x_BLD = shared.read(x_BLD) + self.self_attn(self.input_layernorm(x_BLD), shared, layer)
+        return x_BLD + self.mlp(self.post_attention_layernorm(x_BLD), shared.read(shared.is_real_BL))

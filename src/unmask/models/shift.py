@@ -1,6 +1,6 @@
 """Shifted logits (Dream): the output at position i - 1 is the prediction for token i. Undone here, for every layout.
 
-Shape suffixes: B rows, L tokens, D model width.
+Shape suffixes: B rows, L tokens.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from torch import Tensor
 from unmask.attention import CLEAN, TokenLayout
 
 
-def shift_hidden(hidden_BLD: Tensor, layout: TokenLayout) -> Tensor:
-    """Gives every token the hidden state its prediction is read from: that of the token one position before it.
+def shift_sources(layout: TokenLayout) -> Tensor:
+    """The column [B, L] of the token whose hidden state each token's prediction is read from: that one position before it.
 
     The token before is that of the same sequence and copy, else the clean one of the same sequence (a noisy copy begins
     in the middle of its sequence) or of its prefix. A token without any keeps its own, as the first of a sequence does in
     the published code.
     """
-    num_tokens = hidden_BLD.shape[1]
-    column_L = torch.arange(num_tokens, device=hidden_BLD.device)
+    num_tokens = layout.doc_BL.shape[1]
+    column_L = torch.arange(num_tokens, device=layout.doc_BL.device)
     # A key per (sequence, position); what is not clean gets a key that nobody looks for.
     stride = layout.position_BL.amax() + 2
     key_BL = layout.doc_BL * stride + layout.position_BL
@@ -35,6 +35,4 @@ def shift_hidden(hidden_BLD: Tensor, layout: TokenLayout) -> Tensor:
     # Rows keep the order of a copy's tokens, so its token before is the column before.
     is_next_BL = torch.zeros_like(key_BL, dtype=torch.bool)
     is_next_BL[:, 1:] = (key_BL[:, 1:] == key_BL[:, :-1] + 1) & (layout.copy_BL[:, 1:] == layout.copy_BL[:, :-1])
-    source_BL = torch.where(is_next_BL, column_L - 1, source_BL)
-
-    return hidden_BLD.gather(1, source_BL[:, :, None].expand_as(hidden_BLD))
+    return torch.where(is_next_BL, column_L - 1, source_BL)

@@ -147,7 +147,7 @@ def _fields(row: TrainRow, part: slice, doc: int, prefix: int) -> np.ndarray:
 
 def target_hidden(model: Backbone, batch: RowBatch, backend: AttentionBackend) -> Tensor:
     """Final hidden states [N, D] of the targets."""
-    return model(batch.input_ids_BL, batch.layout, backend=backend)[0].index_select(0, batch.target_index_N)
+    return model(batch.input_ids_BL, batch.layout, backend=backend, read_N=batch.target_index_N)[0]
 
 
 def score_targets(
