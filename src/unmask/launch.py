@@ -134,23 +134,22 @@ def start(recipe: SftRecipe | RlRecipe, *, resume: bool = False, title: str = ""
         trainer = make_trainer(model, recipe, recipe.optimizer, steps)
         engine = Engine(model, decode=tokenizer.decode, **limits_beside_training(recipe.engine, model.device))
         evaluator = make_evaluator(recipe, trainer, engine, tokenizer)
-        if isinstance(recipe, SftRecipe):  # data of the wrong kind is found before there is a run folder
-            demonstration(source, tokenizer, 0, 0)
-        else:
-            take_examples(source, 16)
         title = title or kind
+        # What is wrong with the data or the parts is found before there is a run folder.
         if isinstance(recipe, SftRecipe):
             objective = make_sft_objective(recipe.objective, model, seed)
+            objective.rows([demonstration(source, tokenizer, 0, 0)])
             run = Run(folder, recipe, trainer, tokenizer_from, evaluator, resume=resume, title=title)
             return train_sft(recipe, run, source, tokenizer, objective)
-        make_stages(recipe, model)
+        take_examples(source, 16)
+        stages = make_stages(recipe, model)
         critic, reference = make_critic(recipe, model), make_reference(recipe, model)
+        rewards = RewardPool(recipe.reward, recipe.train.reward_workers)
         run = Run(
             folder, recipe, trainer, tokenizer_from, evaluator, resume=resume, title=title,
             value_trainer=critic.trainer if critic else None,
         )  # fmt: skip
-        rewards = RewardPool(recipe.reward, recipe.train.reward_workers)
-        return train_rl(recipe, run, engine, source, tokenizer, rewards, critic, reference)
+        return train_rl(recipe, run, engine, source, tokenizer, stages, rewards, critic, reference)
 
 
 def make_trainer(model: Model, recipe: SftRecipe | RlRecipe, optimizer: OptimizerConfig, num_steps: int) -> Trainer[Model]:

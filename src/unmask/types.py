@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SkipValidation, field_validator, model_validator
 
 from unmask.errors import UnmaskError
 
@@ -108,29 +108,6 @@ class SamplingParams(BaseModel):
         return self
 
 
-class Message(BaseModel):
-    """One turn of a conversation."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    role: str
-    content: str
-
-
-class Example(BaseModel):
-    """One training or evaluation item in chat form.
-
-    `messages` ends with the user's turn; `response` is the demonstration (SFT), `answer` the verifiable result (RL, eval).
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    id: str
-    messages: tuple[Message, ...] = Field(strict=False, min_length=1)
-    response: str | None = None
-    answer: str | None = None
-
-
 @dataclass(slots=True)
 class Trace:
     """The record of one decoded sequence: which token was unmasked where, when, and how probable it was.
@@ -216,6 +193,31 @@ class Trace:
         return trace
 
 
+class Message(BaseModel):
+    """One turn of a conversation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    role: str
+    content: str
+
+
+class Example(BaseModel):
+    """One training or evaluation item in chat form.
+
+    `messages` ends with the user's turn; `response` is the demonstration (SFT), `answer` the verifiable result (RL, eval).
+    `trace`, where there is one, is how the response was decoded: its token ids are used instead of the texts.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    id: str
+    messages: tuple[Message, ...] = Field(strict=False, min_length=1)
+    response: str | None = None
+    answer: str | None = None
+    trace: SkipValidation[Trace] | None = None
+
+
 @dataclass(slots=True)
 class TraceRecord:
     """A trace with what a reader wants to see beside it: one line of `traces.jsonl`.
@@ -283,13 +285,14 @@ class Demonstration:
     """A tokenised example for SFT.
 
     `key` (its index in the source) and `epoch` name it in the random numbers: its masks are the same in any batch, on any
-    rank and after resumption. `response_ids` ends with the turn's stop token.
+    rank and after resumption. `response_ids` ends with the turn's stop token. `trace`: how they were decoded, if recorded.
     """
 
     key: int
     epoch: int
     prompt_ids: list[int]
     response_ids: list[int]
+    trace: Trace | None = None
 
 
 @dataclass(slots=True)

@@ -41,7 +41,7 @@ def run_eval(checkpoint: str, words: list[str], output: Path | None, dry_run: bo
         return
     device = use_machine(recipe.run)
     folder = find_model_folder(checkpoint)
-    source = open_source(recipe.source, "held_out", recipe.run.seed)
+    source = open_source(recipe.source, recipe.split, recipe.run.seed)
     examples = take_examples(source, recipe.num_examples, recipe.first_example)
     rewards = RewardPool(recipe.reward)
     model, tokenizer = load_model(folder, device=device), ChatTokenizer.load(folder)

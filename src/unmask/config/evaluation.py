@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -30,7 +30,10 @@ class EvalRecipe(Section):
     reward: Plugin = Field(default_factory=lambda: Plugin(name="boxed"))
     engine: EngineLimits = Field(default_factory=EngineLimits)
     num_examples: int = Field(512, ge=1, description="examples measured in each mode")
-    first_example: int = Field(0, ge=0, description="index in the held-out split where they start")
+    first_example: int = Field(0, ge=0, description="index in the split where they start")
+    split: Literal["held_out", "train"] = Field(
+        "held_out", description="train = the training examples, to record traces of; their accuracy is no measure"
+    )
     modes: dict[str, SamplingParams] = Field(default_factory=dict)
 
     @model_validator(mode="before")

@@ -9,6 +9,7 @@ import numpy as np
 from unmask.config import Plugin, make_plugin
 from unmask.data.chained_arithmetic import ChainedArithmetic
 from unmask.data.jsonl import JsonlSource
+from unmask.data.traces import TraceSource
 from unmask.types import Example
 
 Split = Literal["train", "held_out"]
@@ -24,7 +25,7 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Example: ...
 
 
-SOURCES: dict[str, Any] = {"chained_arithmetic": ChainedArithmetic, "jsonl": JsonlSource}
+SOURCES: dict[str, Any] = {"chained_arithmetic": ChainedArithmetic, "jsonl": JsonlSource, "traces": TraceSource}
 
 
 def open_source(plugin: Plugin, split: Split, seed: int) -> Source:

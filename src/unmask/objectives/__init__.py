@@ -19,6 +19,7 @@ from unmask.objectives.random_masking_sft import RandomMaskingSft
 from unmask.objectives.rows import RowBatch, TrainRow
 from unmask.objectives.semi_ar import SemiAR
 from unmask.objectives.trace_rl import TraceRL
+from unmask.objectives.trace_sft import TraceSft
 from unmask.types import Demonstration, Rollout
 
 
@@ -51,7 +52,7 @@ class RlObjective(Protocol):
         ...
 
 
-SFT_OBJECTIVES: dict[str, Any] = {"semi_ar": SemiAR, "random_masking": RandomMaskingSft}
+SFT_OBJECTIVES: dict[str, Any] = {"semi_ar": SemiAR, "random_masking": RandomMaskingSft, "trace": TraceSft}
 RL_OBJECTIVES: dict[str, Any] = {"trace_rl": TraceRL, "random_masking": RandomMasking, "coupled": Coupled}
 
 

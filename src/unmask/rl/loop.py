@@ -22,7 +22,7 @@ from unmask.rl.metrics import rollout_metrics, update_metrics
 from unmask.rl.minibatches import minibatches
 from unmask.rl.rollout import derive_seed, make_rollouts
 from unmask.rl.scoring import RewardPool
-from unmask.rl.stages import Stage, enter_stage, make_stages
+from unmask.rl.stages import Stage, enter_stage
 from unmask.train.run import Outcome, Run
 from unmask.train.stopwatch import Stopwatch
 from unmask.train.trainer import Trainer
@@ -30,8 +30,8 @@ from unmask.types import Example, RolloutGroup
 
 
 def train_rl(
-    recipe: RlRecipe, run: Run, engine: Engine, source: Source, tokenizer: ChatTokenizer, rewards: RewardPool,
-    critic: Critic | None = None, reference: Decoder | None = None,
+    recipe: RlRecipe, run: Run, engine: Engine, source: Source, tokenizer: ChatTokenizer, stages: list[Stage],
+    rewards: RewardPool, critic: Critic | None = None, reference: Decoder | None = None,
 ) -> Outcome:  # fmt: skip
     """Trains until the measured target or `train.max_steps`. What a step does follows from its number, the weights, and how
     many prompts have been taken before it.
@@ -42,7 +42,6 @@ def train_rl(
     advantage = get_advantage(recipe.advantage)
     # A baseline that is not the group's gives groups of equal rewards a signal, too.
     keeps_all = bool(advantage(np.array([[1.0, 1.0], [0.0, 0.0]])).any())
-    stages = make_stages(recipe, trainer.model)
     order = EpochOrder(len(source), seed)
     progress = run.loop_state
     progress.setdefault("num_prompts", 0)

@@ -43,6 +43,8 @@ def train_sft(
 
 def demonstration(source: Source, tokenizer: ChatTokenizer, index: int, epoch: int) -> Demonstration:
     example = source[index]
+    if example.trace is not None:
+        return Demonstration(index, epoch, example.trace.prompt_ids, example.trace.response_ids, example.trace)
     if example.response is None:
         raise UnmaskError(f"example {example.id}: has no response; supervised fine-tuning needs demonstrations")
     return Demonstration(index, epoch, tokenizer.prompt_ids(example), tokenizer.response_ids(example))

@@ -1,0 +1,59 @@
+"""Recorded traces as demonstrations: lines of `traces.jsonl`, as `unmask eval --output` and `unmask generate` write them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from unmask.errors import UnmaskError
+from unmask.files import read_jsonl
+from unmask.types import Example, Message, TraceRecord
+
+
+class TraceSource:
+    """Responses that were decoded, with the steps at which their tokens were unmasked. Token ids are used as they are.
+
+    Records without a prompt's text get none; they are for training, where ids are all that is needed.
+    """
+
+    class Options(BaseModel):
+        model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+        path: str = Field(description="file of the training split")
+        held_out_path: str = Field("", description="file of the held-out split; needed for evaluation")
+        min_reward: float | None = Field(
+            None, description="records with a smaller reward (or none) are left out; None = all are in"
+        )
+        drops_cut: bool = Field(True, description="responses cut at the length limit are left out")
+
+    vocabulary: tuple[str, ...] | None = None
+
+    def __init__(self, options: Options, split: Literal["train", "held_out"], seed: int):
+        path = options.path if split == "train" else options.held_out_path
+        if not path:
+            raise UnmaskError("source.options.held_out_path is missing; evaluation needs it")
+        records = [TraceRecord.from_dict(row, where) for where, row in read_jsonl(Path(path))]
+        kept = [r for r in records if self._is_kept(r, options)]
+        if not kept:
+            raise UnmaskError(f"{path}: none of its {len(records)} traces is left; see min_reward and drops_cut")
+        self._examples = [
+            Example(
+                id=r.id, messages=(Message(role="user", content=r.prompt_text),), response=r.response_text, answer=r.answer,
+                trace=r.trace,
+            )
+            for r in kept
+        ]  # fmt: skip
+
+    @staticmethod
+    def _is_kept(record: TraceRecord, options: Options) -> bool:
+        if options.min_reward is not None and (record.reward is None or record.reward < options.min_reward):
+            return False
+        return record.trace.num_response_tokens > 0 and not (options.drops_cut and record.trace.finish_reason == "length")
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> Example:
+        return self._examples[index]
