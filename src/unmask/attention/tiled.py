@@ -36,21 +36,20 @@ class TiledAttention:
     """Holds the tiles of one forward; all layers share them."""
 
     def __init__(self, q: TokenLayout, k: TokenLayout):
-        q_rows, k_rows = _flatten(q), _flatten(k)
-        num_queries = q_rows.shape[1]
+        q_fields, k_fields = _flatten(q), _flatten(k)
+        num_queries = q_fields.shape[1]
         self.groups: list[TileGroup] = []
-        order = []
-        for tiles, keys in _plan(q_rows, k_rows):
-            query_TQ = np.minimum(tiles[:, None] * TILE + np.arange(TILE), num_queries - 1)
-            order.append(tiles[:, None] * TILE + np.arange(TILE))
-            seen_by, seen = q_rows[:, query_TQ][..., None], k_rows[:, np.maximum(keys, 0)][:, :, None]
-            (q_doc, q_prefix, q_block, q_copy), (k_doc, _, k_block, k_copy) = seen_by, seen
+        place = []  # of every query that is computed, those that fill up the last tile included
+        for tiles, keys in _plan(q_fields, k_fields):
+            place.append(tiles[:, None] * TILE + np.arange(TILE))
+            queries, columns = np.minimum(place[-1], num_queries - 1), np.maximum(keys, 0)
+            q_doc, q_prefix, q_block, q_copy = q_fields[:, queries][..., None]
+            k_doc, _, k_block, k_copy = k_fields[:, columns][:, :, None]
             is_seen_TQK = is_visible(q_doc, q_prefix, q_block, q_copy, k_doc, k_block, k_copy) & (keys >= 0)[:, None]
-            self.groups.append(
-                TileGroup(*(torch.from_numpy(a).to(q.doc_BL.device) for a in (query_TQ, np.maximum(keys, 0), ~is_seen_TQK)))
-            )
-        place = np.concatenate([o.ravel() for o in order])
-        self.order_N = torch.from_numpy(np.argsort(place, kind="stable")[:num_queries]).to(q.doc_BL.device)
+            on_device = (torch.from_numpy(a).to(q.doc_BL.device) for a in (queries, columns, ~is_seen_TQK))
+            self.groups.append(TileGroup(*on_device))
+        order_N = np.argsort(np.concatenate([p.ravel() for p in place]))[:num_queries]
+        self.order_N = torch.from_numpy(order_N).to(q.doc_BL.device)
         self._bias: dict[torch.dtype, list[Tensor]] = {}  # the mask as numbers to add, made once for all layers
 
     def __call__(self, q_BHLD: Tensor, k_BGLD: Tensor, v_BGLD: Tensor) -> Tensor:
