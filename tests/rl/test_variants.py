@@ -17,7 +17,7 @@ from unmask.rewards import REWARDS
 from unmask.rewards.boxed import Boxed
 from unmask.rl.scoring import RewardPool
 from unmask.train.checkpoint import list_checkpoints
-from unmask.train.run import read_metrics
+from unmask.train.run import Run, read_metrics
 from unmask.types import Example, Message, Rollout, Trace
 
 
@@ -168,6 +168,33 @@ def test_nothing_to_train_is_said_and_counted(tmp_path) -> None:
     assert result.returncode == 0
     assert "step 1: no group carries a signal; nothing was trained" in result.stderr
     assert [r["num_skipped_steps"] for r in read_metrics(tmp_path / "run") if "reward_mean" in r] == [1, 2]
+
+
+def test_everything_at_once_resumes_exactly(tmp_path, monkeypatch) -> None:
+    """Value model, frozen reference, replaced groups, two block sizes, two epochs: torn down in a step and resumed."""
+    monkeypatch.setitem(REWARDS, "parity", Parity)
+    stages = "[{from_step=0,rollout_block_size=4,train_block_size=8},{from_step=3,rollout_block_size=8,train_block_size=8}]"
+    words = ["reward.name=parity", "train.max_steps=6", "value.enabled=true", "objective.options.kl_to=reference"]
+    words += ["train.max_sampling_rounds=3", "train.group_size=2", f"block_schedule={stages}", "train.num_epochs=2"]
+    recipe = write_recipe(tmp_path, "rl", RL)
+    whole, torn = tmp_path / "whole", tmp_path / "torn"
+    assert unmask("rl", recipe, *words, f"run.dir={whole}").returncode == 0
+
+    finish, calls = Run.finish_step, []
+
+    def dies(self, *args):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        finish(self, *args)
+
+    monkeypatch.setattr(Run, "finish_step", dies)
+    assert unmask("rl", recipe, *words, f"run.dir={torn}").returncode == 130
+    assert unmask("rl", recipe, *words, f"run.dir={torn}", "--resume").returncode == 0
+    assert (torn / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    ends = [list_checkpoints(folder / "checkpoints")[-1] for folder in (whole, torn)]
+    for name in ("model.safetensors", "value_model/model.safetensors", "config.json"):
+        assert (ends[0] / name).read_bytes() == (ends[1] / name).read_bytes(), name
 
 
 def rollout() -> tuple[Rollout, Example]:

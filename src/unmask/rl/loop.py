@@ -74,6 +74,8 @@ def train_rl(
             collected = collect(take, partial(decode, stage, step), settings, keeps_all=keeps_all)
             groups = collected.kept
             clock.lap("rollout_s")
+            clock.move("rollout_s", "reward_s", rewards.waited_s)
+            rewards.waited_s = 0.0
 
             # 2. Advantages: of whole responses, or of each token over the steps of its trace.
             set_advantages(groups, advantage)

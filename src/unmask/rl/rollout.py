@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Sequence
 
 from unmask.data.chat import ChatTokenizer
@@ -58,9 +59,12 @@ def make_rollouts(
                 if rewards.needs_pieces:
                     rollouts[index].pieces = tokenizer.pieces(output.trace.response_ids)
                 scores[index] = rewards.submit(rollouts[index], examples[index // group_size])
+    start = time.monotonic()
     for index in sorted(scores):  # a reward that draws random numbers draws them in this order
         rollout = rollouts[index]
         rollout.reward, rollout.reward_reason, rollout.token_rewards = scores[index]()
+    if rewards is not None:
+        rewards.waited_s += time.monotonic() - start
     return [
         RolloutGroup(example, [rollouts[index * group_size + member] for member in range(group_size)])
         for index, example in enumerate(examples)

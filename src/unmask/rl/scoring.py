@@ -22,11 +22,13 @@ _reward: RewardFn | None = None  # of this worker process
 class RewardPool:
     """A reward and the processes that compute it; with `num_workers` 0, this process, when the result is asked for.
 
-    Use as a context manager. Results do not depend on the number of workers.
+    Use as a context manager. Results do not depend on the number of workers. `waited_s`: how long results were waited for
+    after decoding had ended.
     """
 
     def __init__(self, plugin: Plugin, num_workers: int = 0):
         self.reward, self.num_workers = make_reward(plugin), num_workers
+        self.waited_s = 0.0
         self._pool: ProcessPoolExecutor | None = None
         if num_workers:
             # Not by forking: threads of PyTorch and of the GPU's driver do not survive that.

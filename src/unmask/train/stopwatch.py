@@ -28,6 +28,11 @@ class Stopwatch:
         self.seconds[phase] += now - self._last
         self._last = now
 
+    def move(self, phase: str, part: str, seconds: float) -> None:
+        """Of a phase, so much was for `part`."""
+        self.seconds[phase] -= seconds
+        self.seconds[part] += seconds
+
     def timings(self, num_trained_tokens: float, num_forwarded_tokens: float) -> dict[str, float]:
         """Phases, the whole step, tokens per second of the updates, and the peak memory of the process so far (GPU: of the
         device's tensors), in 10^9 bytes."""
