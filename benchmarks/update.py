@@ -29,7 +29,7 @@ SETTINGS = {
     "equal-16": Setting(16, (128, 128), (512, 512)),
     "lognormal-4": Setting(4, (32, 200), (4, 1024), mean=256, sigma=0.7, group_size=8),
 }
-RESPONSES = {"equal-4": 8, "equal-16": 4, "lognormal-4": 16}
+RESPONSES = {"equal-4": 4, "equal-16": 2, "lognormal-4": 16}
 PER_STEP = 2.4
 SIDES = ("published", "ours")
 SMALL = {

@@ -101,7 +101,11 @@ class Updates:
         self.model, self.rollouts, self.backend, self.max_tokens = model, rollouts, backend, max_tokens
         longest = max(len(r.trace.canvas_ids) for r in rollouts)
         options = TraceRL.Options(
-            clip_eps_low=CLIP_EPS, clip_eps_high=CLIP_EPS, kl_beta=KL_BETA, loss_normalization="constant", constant_length=longest
+            clip_eps_low=CLIP_EPS,
+            clip_eps_high=CLIP_EPS,
+            kl_beta=KL_BETA,
+            loss_normalization="constant",
+            constant_length=longest,
         )
         self.objective = TraceRL(options, model.spec)
         self.divisor = longest * len(rollouts)
