@@ -101,12 +101,9 @@ class Updates:
         self.model, self.rollouts, self.backend, self.max_tokens = model, rollouts, backend, max_tokens
         longest = max(len(r.trace.canvas_ids) for r in rollouts)
         options = TraceRL.Options(
-            clip_eps_low=CLIP_EPS,
-            clip_eps_high=CLIP_EPS,
-            kl_beta=KL_BETA,
-            loss_normalization="constant",
-            constant_length=longest,
-        )
+            clip_eps_low=CLIP_EPS, clip_eps_high=CLIP_EPS, kl_beta=KL_BETA,
+            loss_normalization="constant", constant_length=longest,
+        )  # fmt: skip
         self.objective = TraceRL(options, model.spec)
         self.divisor = longest * len(rollouts)
         rng = np.random.default_rng(1)
@@ -163,7 +160,10 @@ class Updates:
 
 
 def time_shares(updates: Updates, side: str) -> dict[str, float]:
-    """Shares of the time spent in attention (with the moving of keys and values), matrix products, head and logits, the rest."""
+    """Shares of the time in attention (the moving of its keys and values included), matrix products, head, and the rest.
+
+    Operators with the size of the vocabulary in one of their shapes are the head's.
+    """
     is_gpu = updates.model.device.type == "cuda"
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * is_gpu
     with profile(activities=activities, record_shapes=True) as recorded:
@@ -178,6 +178,8 @@ def time_shares(updates: Updates, side: str) -> dict[str, float]:
             kind = "head"
         elif name in ("aten::mm", "aten::addmm", "aten::bmm"):
             kind = "matrix products"
+        elif "scatter_add" in name:  # gradients of gathered keys and values
+            kind = "attention"
         else:
             kind = "rest"
         seconds[kind] += own
