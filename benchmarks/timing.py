@@ -7,14 +7,14 @@ import time
 from collections.abc import Callable
 
 
-def median_seconds(candidates: dict[str, Callable[[], object]], rounds: int = 5) -> dict[str, float]:
-    """Median wall-clock seconds of each candidate over `rounds` turns, after one warm-up turn."""
+def median_seconds(candidates: dict[str, Callable[[], object]], rounds: int = 5, warm_up: int = 1) -> dict[str, float]:
+    """Median wall-clock seconds of each candidate over `rounds` turns, after `warm_up` more."""
     times: dict[str, list[float]] = {name: [] for name in candidates}
-    for turn in range(rounds + 1):
+    for turn in range(rounds + warm_up):
         for name, run in candidates.items():
             start = time.perf_counter()
             run()
-            if turn:
+            if turn >= warm_up:
                 times[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in times.items()}
 

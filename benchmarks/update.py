@@ -1,98 +1,135 @@
-"""A policy update on ragged rows against the published row layout, same traces, same decoder, one run.
+"""A policy update on our packed rows against the published row layout: same traces, same decoder, one run.
 
-Published: one row of prompt + 2 x response per round (up to block_size rounds), padded, dense mask, one row at a time.
-Ours: one row per response with one noisy copy per live (block, step) pair. Both forward and backward, logits at the
-trained positions only (the published code computes them everywhere, and old log-probs in an extra pass: not counted).
+Published: a row of prompt + 2 x response per round of a response, padded to the longest, one row at a time, dense mask,
+logits everywhere, and an extra pass for the old log-probabilities (published_layout.py). Ours: one noisy copy per live
+(block, step) pair, packed, logits at the targets, old log-probabilities from the sampler. Lengths are whole blocks, where the
+two see the same states; the losses and gradients are compared. Without the optimizer's step, which is the same for both.
+
+    python benchmarks/update.py                         # CPU, three settings, a small decoder
+    python benchmarks/update.py --device cuda --size 1.7b --setting equal-4
 """
 
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 
-import numpy as np
 import torch
+from engine_runs import peak_bytes
 from timing import median_seconds, print_ratios
+from update_runs import Setting, Updates, synthetic_rollouts, time_shares
 
-from unmask.attention import DenseAttention
+from unmask.attention import get_backend
+from unmask.models import Decoder
 from unmask.models.checkpoint import new_model
-from unmask.objectives.rows import TrainRow, collate, split_rows, target_logprobs
-from unmask.objectives.trace_views import trace_row
-from unmask.types import Trace
+
+SETTINGS = {
+    "equal-4": Setting(4, (128, 128), (512, 512)),
+    "equal-16": Setting(16, (128, 128), (512, 512)),
+    "lognormal-4": Setting(4, (32, 200), (4, 1024), mean=256, sigma=0.7, group_size=8),
+}
+RESPONSES = {"equal-4": 4, "equal-16": 2, "lognormal-4": 16}
+PER_STEP = 2.4
+SIDES = ("published", "ours")
+SMALL = {
+    "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
+    "intermediate_size": 768, "vocab_size": 2048, "tie_word_embeddings": True,
+}  # fmt: skip
 
 
-def synthetic_trace(rng: np.random.Generator, num_prompt: int, num_response: int, b: int, per_step: float, vocab: int) -> Trace:
-    """A trace with about `per_step` tokens unmasked per denoising step; prompt and response are whole blocks."""
-    step_map, step = [], 0
-    for _ in range(num_response // b):
-        num_steps = min(b, max(1, int(b / per_step + rng.random())))
-        steps = np.concatenate((np.arange(num_steps), rng.integers(0, num_steps, b - num_steps)))
-        step_map += (step + rng.permutation(steps)).tolist()
-        step += num_steps
-    ids = rng.integers(3, vocab, num_prompt + num_response).tolist()
-    zeros = [0.0] * num_response
-    return Trace(ids[:num_prompt], ids[num_prompt:], step_map, zeros, zeros, num_response, b, step, "length")
+def make_model(args: argparse.Namespace) -> Decoder:
+    if args.size == "benchmark":
+        return new_model("sdar/tiny", 0, device=args.device, **SMALL)
+    return new_model(f"sdar/{args.size}", 0, device=args.device, dtype="bfloat16" if args.device == "cuda" else "float32")
 
 
-def published_rows(trace: Trace, mask_token_id: int) -> list[TrainRow]:
-    """prompt | clean response | noised response, for each round: the r-th step of every block at once."""
-    b, num_prompt, n = trace.block_size, len(trace.prompt_ids), len(trace.canvas_ids)
-    step_map, canvas = np.array(trace.step_map).reshape(-1, b), np.array(trace.canvas_ids).reshape(-1, b)
-    rank = np.stack([np.unique(block, return_inverse=True)[1].reshape(-1) for block in step_map])
-    clean = np.array(trace.prompt_ids + trace.canvas_ids)
-    position = np.concatenate((np.arange(num_prompt + n), np.arange(num_prompt, num_prompt + n)))
-    rows = []
-    for r in range(int(rank.max()) + 1):
-        target = (rank == r).ravel().nonzero()[0]
-        rows.append(
-            TrainRow(
-                input_ids=np.concatenate((clean, np.where(rank >= r, mask_token_id, canvas).ravel())),
-                position=position,
-                block=position // b,
-                copy=(np.arange(num_prompt + 2 * n) >= num_prompt + n).astype(np.int64),
-                target_column=num_prompt + n + target,
-                target_ids=canvas.ravel()[target],
-            )
-        )
-    return rows
+def make_updates(args: argparse.Namespace, name: str) -> Updates:
+    model = make_model(args)
+    num_responses = args.responses or RESPONSES[name]
+    rollouts = synthetic_rollouts(SETTINGS[name], num_responses, PER_STEP, model.spec.vocab_size, is_even=args.even)
+    backend = get_backend(args.backend, model.device)
+    return Updates(model, rollouts, backend, args.max_tokens)
+
+
+def print_peak(args: argparse.Namespace, name: str) -> None:
+    """Bytes that an update takes above the model, its gradients and what a small update leaves behind (child process)."""
+    updates = make_updates(args, name)
+    small = synthetic_rollouts(Setting(4, (8, 8), (16, 16)), 1, PER_STEP, updates.model.spec.vocab_size)
+    Updates(updates.model, small, updates.backend, updates.max_tokens).run(args.peak_of)
+    before = peak_bytes(updates.model.device, reset=True)
+    updates.run(args.peak_of)
+    print(peak_bytes(updates.model.device) - before)
+
+
+def measure_peak(argv: list[str], name: str, side: str) -> int:
+    """In a fresh process: what one side has left behind in the allocator is no room for the other."""
+    command = [sys.executable, __file__, *argv, "--setting", name, "--peak-of", side]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def compare(args: argparse.Namespace, argv: list[str], name: str) -> None:
+    updates = make_updates(args, name)
+    updates.record_logprobs()
+    result, gradients = {}, {}
+    for side in SIDES:  # also the warm-up
+        result[side] = updates.run(side)
+        gradients[side] = updates.gradients()
+    (loss, tokens), (our_loss, our_tokens) = result["published"], result["ours"]
+    pairs = list(zip(gradients["published"], gradients["ours"], strict=True))
+    off = max(((a - b).abs().max() / a.abs().max()).item() for a, b in pairs)
+
+    num_tokens = sum(len(r.trace.canvas_ids) for r in updates.rollouts)
+    num_steps = sum(r.trace.num_forwards for r in updates.rollouts)
+    print(f"\n{name}: {len(updates.rollouts)} responses, {num_tokens} tokens, {num_tokens / num_steps:.2f} per step")
+    print(f"  loss {loss:.7f}, differs by {abs(loss - our_loss):.0e}; gradients by {off:.0e} of a tensor's largest entry")
+    print(f"  tokens forwarded: {tokens} (half of them without gradients) -> {our_tokens}")
+
+    def turn(side: str) -> None:
+        updates.run(side)
+        if args.device == "cuda":
+            torch.cuda.synchronize()
+
+    seconds = median_seconds({side: lambda s=side: turn(s) for side in SIDES}, args.rounds, warm_up=0)
+    notes = {}
+    if args.device == "cuda":
+        share = {side: updates.flops(side) / seconds[side] / (args.peak_tflops * 1e12) for side in SIDES}
+        notes = {side: f"model FLOPs utilisation {value:.1%}" for side, value in share.items()}
+    print_ratios("  seconds", seconds, "published", notes)
+    if not args.quick:
+        peak = {side: measure_peak(argv, name, side) for side in SIDES}
+        mb = {side: f"{peak[side] / 2**20:.0f} MiB" for side in SIDES}
+        ratio = peak["ours"] / peak["published"]
+        print(f"  peak memory of an update: one published row {mb['published']}, ours {mb['ours']}: {ratio:.2f} of it")
+        for side in SIDES:
+            shares = ", ".join(f"{kind} {share:.0%}" for kind, share in time_shares(updates, side).items())
+            print(f"  time of {side}: {shares}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--responses", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--setting", choices=SETTINGS, action="append", help="may be repeated; all if not given")
+    parser.add_argument("--responses", type=int, help="of an update; the default keeps a run to minutes")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each side")
+    parser.add_argument("--max-tokens", type=int, default=1536, help="of a pack")
+    parser.add_argument("--even", action="store_true", help="all blocks are equally easy, and few take many steps")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--size", default="benchmark", help="a size of the sdar family, or the benchmark's own")
+    parser.add_argument("--backend", default="auto", help="attention of our side")
+    parser.add_argument("--peak-tflops", type=float, default=989.0, help="of the GPU, dense bfloat16")
+    parser.add_argument("--quick", action="store_true", help="seconds only: no memory, no profile")
+    parser.add_argument("--peak-of", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    vocab = 2048
-    special = {"vocab_size": vocab, "eos_token_id": [1], "pad_token_id": 0, "mask_token_id": 2}
-    model = new_model("sdar/tiny", 0, hidden_size=128, head_dim=32, intermediate_size=384, **special)
-    for num_prompt, num_response, b in ((16, 48, 4), (64, 256, 4), (64, 256, 8)):
-        rng = np.random.default_rng(0)
-        traces = [synthetic_trace(rng, num_prompt, num_response, b, 2.4, vocab) for _ in range(args.responses)]
-        ragged = [row for trace in traces if (row := trace_row(trace, 2))]
-        published = [row for trace in traces for row in published_rows(trace, 2)]
-        losses = {}
-
-        def update(rows: list[TrainRow], max_tokens: int, name: str, losses: dict = losses) -> None:
-            losses[name] = 0.0
-            for part in split_rows(rows, max_tokens):
-                loss = target_logprobs(model, collate(part, 0), DenseAttention).sum()
-                loss.backward()
-                losses[name] += loss.item()
-            model.zero_grad()
-
-        seconds = median_seconds(
-            {
-                "published rows, one at a time": lambda p=published: update(p, 1, "published"),
-                "ragged rows, one at a time": lambda r=ragged: update(r, 1, "ragged"),
-                "ragged rows, micro-batches": lambda r=ragged: update(r, 4096, "batched"),
-            },
-            args.rounds,
-        )
-        tokens = {
-            name: sum(len(row.input_ids) for row in rows) for name, rows in (("published", published), ("ragged", ragged))
-        }
-        spread = max(abs(losses[k] / losses["published"] - 1) for k in losses)
-        title = f"P={num_prompt} R={num_response} b={b}: tokens {tokens['published']} -> {tokens['ragged']}"
-        print_ratios(f"{title}, losses equal to {spread:.0e}", seconds, "published rows, one at a time")
+    torch.set_num_threads(args.threads)
+    if args.peak_of:
+        print_peak(args, args.setting[-1])
+        return
+    kept = ("responses", "max_tokens", "threads", "device", "size", "backend")
+    argv = [f"--{key.replace('_', '-')}={getattr(args, key)}" for key in kept if getattr(args, key) is not None]
+    argv += ["--even"] * args.even
+    for name in args.setting or SETTINGS:
+        compare(args, argv, name)
 
 
 if __name__ == "__main__":
