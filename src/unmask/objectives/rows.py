@@ -69,18 +69,21 @@ def split_row(row: TrainRow, max_tokens: int) -> Iterator[TrainRow]:
         return
     end = np.append(edge[1:], len(row.copy))
     num_clean = np.searchsorted(row.block[: edge[0]], row.block[edge])  # blocks before its own
-    begin = 0
-    for i in range(1, len(edge) + 1):
-        if i < len(edge) and num_clean[i] + end[i] - edge[begin] <= max_tokens:
-            continue
-        kept = np.concatenate((np.arange(num_clean[i - 1]), np.arange(edge[begin], end[i - 1])))
-        is_mine = (row.target_column >= edge[begin]) & (row.target_column < end[i - 1])
+    # From the last copy backwards: a row that needs many clean tokens is filled up, the rest needs few.
+    pieces, stop = [], len(edge)
+    while stop:
+        begin = np.searchsorted(edge, num_clean[stop - 1] + end[stop - 1] - max_tokens)
+        pieces.append((min(begin, stop - 1), stop))
+        stop = pieces[-1][0]
+    for begin, stop in reversed(pieces):
+        first, last, clean = edge[begin], end[stop - 1], num_clean[stop - 1]
+        kept = np.concatenate((np.arange(clean), np.arange(first, last)))
+        is_mine = (row.target_column >= first) & (row.target_column < last)
         yield TrainRow(
             row.input_ids[kept], row.position[kept], row.block[kept], row.copy[kept],
-            row.target_column[is_mine] - edge[begin] + num_clean[i - 1], row.target_ids[is_mine],
+            row.target_column[is_mine] - first + clean, row.target_ids[is_mine],
             {key: value[is_mine] for key, value in row.values.items()}, row.num_shared,
         )  # fmt: skip
-        begin = i
 
 
 def fit_rows(rows: Sequence[TrainRow], max_tokens: int) -> list[TrainRow]:
