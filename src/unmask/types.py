@@ -114,7 +114,6 @@ class Trace:
 
     The canvas starts right after the prompt. Block models: all positions of whole blocks, also those after the stop
     token in the last block. Full attention: all `max_new_tokens` positions, which the model saw from the first step on.
-    Token ids are never turned into text and back.
 
     Attributes:
         prompt_ids: token ids of the prompt.
@@ -150,8 +149,7 @@ class Trace:
     policy_version: int = 0
 
     @property
-    def num_tokens(self) -> int:
-        """Of prompt and canvas."""
+    def num_tokens(self) -> int:  # of prompt and canvas
         return len(self.prompt_ids) + len(self.canvas_ids)
 
     @property
@@ -263,11 +261,10 @@ class TraceRecord:
 
 @dataclass(slots=True)
 class Rollout:
-    """One sampled response, its text, its reward (0 to 1 for verifiable tasks; None = not scored) and the reason for it.
+    """One sampled response, its reward (0 to 1 for verifiable tasks; None = not scored) and the reason for it.
 
-    pieces: the response's tokens as text, where the reward asked for them.
-    token_rewards: process rewards, one float per response token, beside the outcome's `reward`; None = there are none.
-    advantage: of the whole response. token_advantages: float [canvas], of each of its tokens, instead; None = not set.
+    pieces: response tokens as text, where the reward asked for them. token_rewards: process rewards, one per response token.
+    advantage: of the whole response. token_advantages: float [canvas], of each token, instead.
     """
 
     trace: Trace

@@ -16,7 +16,6 @@ from tests.models.toy_family import ToyFamily
 from unmask.attention import visibility
 from unmask.diffusion.generate import generate
 from unmask.engine import Engine
-from unmask.errors import UnmaskError
 from unmask.models import FAMILIES, Decoder, ValueModel
 from unmask.models.checkpoint import load_model, save_model
 from unmask.models.lora import add_lora, load_adapter, merge_adapter, save_adapter
@@ -159,13 +158,8 @@ def test_engine_is_generate(model: Decoder, block_size: int | None) -> None:
 
 
 def test_trainer_replays_what_the_sampler_drew(model: Decoder) -> None:
-    """For block models; others are refused, not decoded as if they were."""
     prompts = [[5, 6, 7], [9], [11, 12, 13, 14, 15, 16]]
     traces = generate(model, prompts, SamplingParams(max_new_tokens=12, confidence_threshold=0.5, stop_token_ids=()))
-    if model.spec.attention == "bidirectional":
-        with pytest.raises(UnmaskError, match="replay_logprobs replays block models"):
-            replay_logprobs(model, traces)
-        return
     for trace, replayed in zip(traces, replay_logprobs(model, traces), strict=True):
         assert max(abs(a - b) for a, b in zip(trace.logprobs, replayed, strict=True)) <= 1e-5
 

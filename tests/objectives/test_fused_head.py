@@ -22,7 +22,7 @@ def head_of(model, bias: bool):
 @pytest.mark.parametrize(("temperature", "excluded"), [(1.0, None), (1.0, 2), (0.7, 2), (1.6, 39)])
 def test_equals_a_table_of_logits(monkeypatch, chunk, bias, temperature, excluded) -> None:
     monkeypatch.setattr(fused_head, "LEAST_CHUNK", chunk)
-    monkeypatch.setattr(fused_head, "CHUNK_ELEMENTS", 1)
+    monkeypatch.setitem(fused_head.CHUNK_ELEMENTS, "cpu", 1)
     model = head_of(make_model(tie_word_embeddings=False), bias)
     ids = torch.tensor([3, 3, 1, 38, 17, 0])
     weight = torch.randn(6)
@@ -68,7 +68,7 @@ def test_log_softmax_stays_in_float32_under_autocast() -> None:
 
 def test_memory_does_not_grow_with_the_vocabulary(monkeypatch) -> None:
     """The largest tensor that is made is a chunk: seen from the sizes of all results of operations."""
-    monkeypatch.setattr(fused_head, "CHUNK_ELEMENTS", 2**14)
+    monkeypatch.setitem(fused_head.CHUNK_ELEMENTS, "cpu", 2**14)
     largest = 0
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from unmask.models import Decoder
 
-CHUNK_ELEMENTS = 4 * 2**20  # logits at a time (16 MB of float32)
+CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**26}  # logits at a time: 16 and 256 MB of float32
 LEAST_CHUNK = 512  # tokens; matrix products narrower than this are slow
 _NEVER = -1e30  # a logit of probability 0 that can be multiplied by 0
 
@@ -95,7 +95,7 @@ class _FusedHead(torch.autograd.Function):
 def _chunks(ctx, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Iterator[tuple[int, Tensor]]:
     """(first token, float32 logits [N, C] over the temperature) of each chunk."""
     hidden = hidden_ND.to(ctx.dtype)
-    size = max(LEAST_CHUNK, CHUNK_ELEMENTS // max(1, len(hidden)))
+    size = max(LEAST_CHUNK, CHUNK_ELEMENTS[hidden.device.type] // max(1, len(hidden)))
     for first in range(0, len(weight_VD), size):
         chunk = slice(first, first + size)
         bias_C = None if bias_V is None else bias_V[chunk].to(ctx.dtype)
