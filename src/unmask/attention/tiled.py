@@ -36,7 +36,8 @@ class TiledAttention:
     """Holds the tiles of one forward; all layers share them."""
 
     def __init__(self, q: TokenLayout, k: TokenLayout):
-        q_fields, k_fields = _flatten(q), _flatten(k)
+        num_docs = int(max(x.amax() for x in (q.doc_BL, q.prefix_doc_BL, k.doc_BL))) - PAD_DOC + 1
+        q_fields, k_fields = _flatten(q, num_docs), _flatten(k, num_docs)
         num_queries = q_fields.shape[1]
         self.groups: list[TileGroup] = []
         place = []  # of every query that is computed, those that fill up the last tile included
@@ -81,11 +82,11 @@ class TiledAttention:
         return self._bias[dtype]
 
 
-def _flatten(layout: TokenLayout) -> np.ndarray:
-    """Int64 [4, B * L]: doc, prefix, block, copy of every token, the sequences of different rows kept apart."""
+def _flatten(layout: TokenLayout, num_docs: int) -> np.ndarray:
+    """Int32 [4, B * L]: doc, prefix, block, copy of every token, the sequences of different rows kept apart."""
     fields = (layout.doc_BL, layout.prefix_doc_BL, layout.block_BL, layout.copy_BL)
-    doc, prefix, block, copy = torch.stack(fields).cpu().numpy()
-    apart = np.arange(len(doc))[:, None] << 32
+    doc, prefix, block, copy = torch.stack(fields).int().cpu().numpy()
+    apart = np.arange(len(doc), dtype=np.int32)[:, None] * num_docs
     return np.stack((doc - PAD_DOC + apart, prefix - PAD_DOC + apart, block, copy)).reshape(4, -1)
 
 
@@ -96,7 +97,7 @@ def _plan(q: np.ndarray, k: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     # Sequences, blocks and copies as digits of one number, so that what a query sees is a few ranges of sorted keys.
     docs, doc = np.unique(np.concatenate((q[0], q[1], k[0])), return_inverse=True)
     q_doc, q_prefix, k_doc = np.split(doc, (num_queries, 2 * num_queries))
-    blocks, copies = 1 + max(q[2].max(), k[2].max()), 1 + max(q[3].max(), k[3].max())
+    blocks, copies = (1 + int(max(q[i].max(), k[i].max())) for i in (2, 3))
 
     # Clean keys of a sequence in blocks before the last one that the tile has of it.
     clean = np.flatnonzero(k[3] == CLEAN)
@@ -107,18 +108,21 @@ def _plan(q: np.ndarray, k: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         np.maximum.at(last_block, (tile_N, sequence), q[2])
     tile_C, doc_C = np.nonzero(last_block >= 0)
     first, last = (np.searchsorted(clean_key[by_key], doc_C * blocks + until) for until in (0, last_block[tile_C, doc_C]))
-    before = _ranges(tile_C, first, last, clean[by_key], num_keys)
+    before = _ranges(tile_C, first, last, clean[by_key])
 
     # Keys of a query's own block in its own copy.
     q_key, k_key = ((d * copies + x[3]) * blocks + x[2] for d, x in ((q_doc, q), (k_doc, k)))
     by_key = np.argsort(k_key, kind="stable")
     tile_G, own_G = np.unique(np.stack((tile_N, q_key)), axis=1)
     first, last = (np.searchsorted(k_key[by_key], own_G, side=side) for side in ("left", "right"))
-    own = _ranges(tile_G, first, last, by_key, num_keys)
+    own = _ranges(tile_G, first, last, by_key)
 
-    # Each tile's columns once, tiles of similar size together.
-    tile_E, column_E = np.divmod(np.unique(np.concatenate((before, own))), num_keys)
-    count_T = np.bincount(tile_E, minlength=num_tiles)
+    # Each tile's columns once (a table of marks is faster than a sort), tiles of similar size together.
+    is_met_TK = np.zeros((num_tiles, num_keys), dtype=bool)
+    for tile_E, column_E in (before, own):
+        is_met_TK[tile_E, column_E] = True
+    column_E = is_met_TK.nonzero()[1]
+    count_T = is_met_TK.sum(1)
     start_T = np.cumsum(count_T) - count_T
     by_size, calls, begin = np.argsort(-count_T, kind="stable"), [], 0
     while begin < num_tiles:
@@ -131,8 +135,8 @@ def _plan(q: np.ndarray, k: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     return calls
 
 
-def _ranges(tile: np.ndarray, first: np.ndarray, last: np.ndarray, columns: np.ndarray, num_keys: int) -> np.ndarray:
-    """Numbers tile * num_keys + column, for all of columns[first:last] of each tile."""
+def _ranges(tile: np.ndarray, first: np.ndarray, last: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(tile, column) for all of columns[first:last] of each tile."""
     length = last - first
     offset = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
-    return np.repeat(tile, length) * num_keys + columns[np.repeat(first, length) + offset]
+    return np.repeat(tile, length), columns[np.repeat(first, length) + offset]
