@@ -162,6 +162,12 @@ def test_cut_responses_are_left_out(run) -> None:
     assert records[0]["num_trained_tokens"] < everything[0]["num_trained_tokens"]
 
 
+def test_evaluation_before_the_first_step(run) -> None:
+    records = run("eval.every_steps=2", "eval.at_start=true", steps=2)
+    assert [r["step"] for r in records if "eval/accuracy" in r] == [0, 2]
+    assert [r["step"] for r in run("eval.every_steps=2", steps=2) if "eval/accuracy" in r] == [2]
+
+
 def test_nothing_to_train_is_said_and_counted(tmp_path) -> None:
     words = ["reward.options.wrong_reward=0.0", "train.max_steps=2", f"run.dir={tmp_path / 'run'}"]
     result = unmask("rl", write_recipe(tmp_path, "rl", RL), *words)

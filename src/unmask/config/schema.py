@@ -109,6 +109,7 @@ class EvalConfig(Section):
     """Evaluation during training, always on the same examples with the same seeds."""
 
     every_steps: int = Field(0, ge=0, description="0 = never")
+    at_start: bool = Field(False, description="also before the first step")
     num_examples: int = Field(128, ge=1, description="examples measured each time")
     first_example: int = Field(0, ge=0, description="index in the held-out split where they start")
     source: Plugin | None = Field(None, description="None = the training source's held-out split")

@@ -130,6 +130,9 @@ class Run:
 
     def steps(self) -> Iterator[int]:
         """Yields step 0, 1, .. (or from where the checkpoint stood) until the run ends."""
+        config = self.recipe.eval
+        if config.at_start and config.every_steps and not self.num_steps:
+            self._measure()
         while self._reason is None:
             yield self.num_steps
 
@@ -142,8 +145,7 @@ class Run:
         measured: dict[str, float] = {}
         is_last = self.num_steps >= recipe.train.max_steps
         if recipe.eval.every_steps and (self.num_steps % recipe.eval.every_steps == 0 or is_last):
-            self.evaluation = measured = dict(self.evaluate())
-            self._record(self.metrics, {f"eval/{k}": v for k, v in measured.items()})
+            measured = self._measure()
             if self._is_target_reached():
                 self._reason = "target"
         if self._reason is None and is_last:
@@ -156,6 +158,11 @@ class Run:
             self._reason = "interrupted"
         if self._reason or (every and self.num_steps % every == 0):
             self.save()
+
+    def _measure(self) -> dict[str, float]:
+        self.evaluation = dict(self.evaluate())
+        self._record(self.metrics, {f"eval/{k}": v for k, v in self.evaluation.items()})
+        return self.evaluation
 
     def _record(self, file: JsonlWriter, values: Mapping[str, float]) -> None:
         file.write({"step": self.num_steps, **values})
