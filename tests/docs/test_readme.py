@@ -32,6 +32,7 @@ COMMANDS = [words for block in BLOCKS if block.language == "bash" for words in c
 RECIPES = ROOT / "src" / "unmask" / "quickstart" / "recipes"
 SMALL = [
     "run.device=cpu",
+    "run.num_threads=1",  # two that spin get in each other's way when the machine has other work
     "source.options.size=32",
     "train.max_steps=2",
     "eval.num_examples=2",
