@@ -34,6 +34,10 @@ def make_stages(recipe: RlRecipe, model: Decoder) -> list[Stage]:
     """The stages of the recipe's block_schedule; one, if it has none. Raises `UnmaskError`."""
     options = recipe.objective.options
     shrink = options.get("trace_shrink", 1)
+    if options.get("block_size") and model.spec.attention != "block_causal":
+        raise UnmaskError(
+            f"objective.options.block_size is for block models; {model.spec.family} has {model.spec.attention} attention"
+        )
     if not recipe.block_schedule:
         objective = make_rl_objective(recipe.objective, model)
         return [Stage(0, recipe.rollout, objective, options.get("block_size"), shrink)]
