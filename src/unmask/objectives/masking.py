@@ -9,8 +9,24 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from unmask.diffusion.counter_rng import uniform
+
+
+class MaskRates(BaseModel):
+    """Options of every objective that draws masks."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    min_rate: float = Field(0.1, ge=0, le=1, description="lowest rate at which tokens are masked")
+    max_rate: float = Field(0.9, ge=0, le=1, description="highest rate")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> MaskRates:
+        if self.min_rate > self.max_rate:
+            raise ValueError(f"min_rate {self.min_rate} is above max_rate {self.max_rate}")
+        return self
 
 
 def draw_masks(

@@ -6,9 +6,9 @@ Block models: a mask has a rate of its own for each block. Full attention: one f
 from __future__ import annotations
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from unmask.objectives.masking import draw_masks
+from unmask.objectives.masking import MaskRates, draw_masks
 from unmask.objectives.policy import PolicyObjective, PolicyOptions
 from unmask.objectives.rows import TrainRow
 from unmask.objectives.views import Grid, masked_rows
@@ -18,16 +18,8 @@ from unmask.types import Rollout
 class RandomMasking(PolicyObjective):
     """Masks of response tokens, trained where they are. Old log-probabilities are recomputed on the same masks."""
 
-    class Options(PolicyOptions):
+    class Options(PolicyOptions, MaskRates):
         num_masks: int = Field(1, ge=1, description="masks drawn for each response, in every pass over it")
-        min_rate: float = Field(0.1, ge=0, le=1, description="lowest rate at which tokens are masked")
-        max_rate: float = Field(0.9, ge=0, le=1, description="highest rate")
-
-        @model_validator(mode="after")
-        def _ordered(self) -> RandomMasking.Options:
-            if self.min_rate > self.max_rate:
-                raise ValueError(f"min_rate {self.min_rate} is above max_rate {self.max_rate}")
-            return self
 
     options: Options
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from unmask.models import ModelSpec
 from unmask.objectives.cross_entropy import cross_entropy
 from unmask.objectives.fused_head import TargetStats
-from unmask.objectives.masking import draw_masks
+from unmask.objectives.masking import MaskRates, draw_masks
 from unmask.objectives.policy import set_weights
 from unmask.objectives.rows import RowBatch, TrainRow
 from unmask.objectives.views import Grid, masked_rows
@@ -25,24 +25,14 @@ from unmask.types import Demonstration
 class RandomMaskingSft:
     """Masks of each response, at a rate drawn from U(min_rate, max_rate) for each."""
 
-    class Options(BaseModel):
-        model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
+    class Options(MaskRates):
         block_size: int | None = Field(None, ge=1, description="block models: None = the model's")
-        min_rate: float = Field(0.1, ge=0, le=1, description="lowest rate at which tokens are masked")
-        max_rate: float = Field(0.9, ge=0, le=1, description="highest rate")
         num_masks: int = Field(1, ge=1, description="masks drawn for each demonstration")
         canvas_length: int | None = Field(
             None, ge=1, description="responses are filled up with pads to so many tokens, as max_new_tokens will be; None = "
             "full attention: the longest of the batch, block models: the end of the block",
         )  # fmt: skip
         num_trained_pads: int | None = Field(None, ge=0, description="pads trained after the response; None = all")
-
-        @model_validator(mode="after")
-        def _ordered(self) -> RandomMaskingSft.Options:
-            if self.min_rate > self.max_rate:
-                raise ValueError(f"min_rate {self.min_rate} is above max_rate {self.max_rate}")
-            return self
 
     def __init__(self, options: Options, spec: ModelSpec, seed: int):
         self.options, self.spec, self.seed = options, spec, seed

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from unmask.errors import UnmaskError
 from unmask.models import ModelSpec
 from unmask.objectives.cross_entropy import cross_entropy
 from unmask.objectives.fused_head import TargetStats
-from unmask.objectives.masking import draw_masks
+from unmask.objectives.masking import MaskRates, draw_masks
 from unmask.objectives.policy import set_weights
 from unmask.objectives.rows import RowBatch, TrainRow
 from unmask.objectives.views import Grid, masked_rows
@@ -25,22 +25,12 @@ from unmask.types import Demonstration
 class SemiAR:
     """Masks the response tokens of each block at the block's own rate, drawn from U(min_rate, max_rate)."""
 
-    class Options(BaseModel):
-        model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
+    class Options(MaskRates):
         block_size: int | None = Field(None, ge=1, description="None = the model's")
-        min_rate: float = Field(0.1, ge=0, le=1, description="lowest rate at which the tokens of a block are masked")
-        max_rate: float = Field(0.9, ge=0, le=1, description="highest rate")
         num_noisy_copies: int = Field(1, ge=1, description="noisy copies of each block that share the clean one")
         num_trained_pads: int | None = Field(
             None, ge=0, description="pads trained after the response, within its last block; None = all of them"
         )
-
-        @model_validator(mode="after")
-        def _ordered(self) -> SemiAR.Options:
-            if self.min_rate > self.max_rate:
-                raise ValueError(f"min_rate {self.min_rate} is above max_rate {self.max_rate}")
-            return self
 
     def __init__(self, options: Options, spec: ModelSpec, seed: int):
         if spec.attention != "block_causal":
