@@ -1,6 +1,6 @@
 """Runs the experiments of this folder: every cell of NAME.toml with every seed, then a small table, a CSV file and a plot.
 
-    python experiments/run.py objectives --base runs/quickstart-seed-0/2-sft-sloppy
+    python experiments/run.py objectives            # begins with the checkpoint that objectives.toml names
     python experiments/run.py                       # lists them
 
 Runs are ordinary run folders under --out; what is there already is continued or kept. results/NAME/ gets the small form.
@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
+import math
 import statistics
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -22,102 +25,132 @@ ROOT = HERE.parent
 
 
 def unmask(words: list[str]) -> None:
+    """Runs the command; where it fails, it has said why, and this program ends with its exit code."""
     print("unmask", *words, flush=True)
-    subprocess.run([sys.executable, "-m", "unmask", *words], check=True, cwd=ROOT)
+    code = subprocess.run([sys.executable, "-m", "unmask", *words], cwd=ROOT).returncode
+    if code:
+        sys.exit(code)
 
 
-def run_cells(name: str, plan: dict, base: str, out: Path, seeds: list[int]) -> dict[tuple[str, int], Path]:
+def run_cells(plan: dict, base: Path, out: Path, seeds: list[int]) -> dict[tuple[str, int], Path]:
     """The run folder of every cell and seed."""
 
     def fill(words: list[str]) -> list[str]:
-        return [word.replace("{base}", base).replace("{out}", str(out)) for word in words]
+        return [word.replace("{base}", str(base)).replace("{out}", str(out)) for word in words]
 
-    if not (out / "prepared").exists():
-        for words in plan.get("prepare", []):
-            unmask(fill(words))
+    done = out / "prepared"
+    if "prepare" in plan and not done.exists():
         out.mkdir(parents=True, exist_ok=True)
-        (out / "prepared").touch()
+        for words in plan["prepare"]:
+            unmask(fill(words))
+        done.touch()
     folders = {}
     for seed in seeds:
         for cell, settings in plan["cells"].items():
             folder = folders[cell, seed] = out / f"{cell}-seed-{seed}"
-            words = [*plan["command"], *fill(plan["settings"]), *fill(settings), f"run.dir={folder}", f"run.seed={seed}"]
-            if plan["command"][0] == "rl":
-                words.append(f"model.path={base}")
+            words = [*plan["command"], f"model.path={base}", *fill(plan["settings"]), *fill(settings)]
             is_begun = (folder / "recipe.toml").exists()
-            unmask([*words, *(["--resume"] if is_begun else [])])
+            unmask([*words, f"run.dir={folder}", f"run.seed={seed}", *(["--resume"] if is_begun else [])])
     return folders
 
 
+def wobble(curve: Sequence[float]) -> float:
+    """Spread about the trend: standard deviation of a value, were neighbours independent; a slow rise adds next to nothing."""
+    steps = [b - a for a, b in itertools.pairwise(curve)]
+    return math.sqrt(statistics.mean(step * step for step in steps) / 2) if steps else math.nan
+
+
 def summarise(name: str, plan: dict, folders: dict[tuple[str, int], Path]) -> None:
-    results = HERE / "results" / name
-    results.mkdir(parents=True, exist_ok=True)
-    rows: list[tuple[str, int, int, str, float]] = []
+    curves: dict[tuple[str, str], dict[int, dict[int, float]]] = {}  # (cell, metric) -> seed -> step -> value
     for (cell, seed), folder in folders.items():
         for line in (folder / "metrics.jsonl").read_text().splitlines():
             record = json.loads(line)
-            rows += [(cell, seed, record["step"], m, record[m]) for m in plan["metrics"] if m in record]
-    with open(results / "metrics.csv", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("cell", "seed", "step", "metric", "value"))
-        writer.writerows((c, s, n, m, f"{v:.6g}") for c, s, n, m, v in rows)
-    lines = [f"{plan['question']}", "", "| cell | metric | first | last | per seed |", "|---|---|---|---|---|"]
-    for cell in plan["cells"]:
-        for metric in plan["metrics"]:
-            curves = {
-                seed: [v for c, s, _, m, v in sorted(rows, key=lambda r: r[2]) if (c, s, m) == (cell, seed, metric)]
-                for seed in sorted({s for _, s in folders})
-            }
-            first, last = (statistics.mean(curve[i] for curve in curves.values()) for i in (0, -1))
-            each = " / ".join(f"{curve[-1]:.3f}" for curve in curves.values())
-            lines.append(f"| {cell} | {metric} | {first:.3f} | {last:.3f} | {each} |")
-    (results / "summary.md").write_text("\n".join(lines) + "\n")
-    print((results / "summary.md").read_text())
+            for metric in plan["metrics"]:
+                if metric in record:
+                    curves.setdefault((cell, metric), {}).setdefault(seed, {})[record["step"]] = record[metric]
+    write_csv(
+        name, ("cell", "metric", "seed", "step", "value"),
+        ((*key, seed, step, f"{value:.6g}")
+         for key, by_seed in curves.items() for seed, curve in by_seed.items() for step, value in curve.items()),
+    )  # fmt: skip
+    rows = []
+    for (cell, metric), by_seed in curves.items():
+        values = [list(curve.values()) for curve in by_seed.values()]
+        first, last, spread = (
+            statistics.mean(map(of, values)) for of in (lambda v: v[0], lambda v: v[-1], lambda v: wobble(v))
+        )
+        each = " / ".join(f"{v[-1]:.3f}" for v in values)
+        rows.append((cell, metric, f"{first:.3f}", f"{last:.3f}", each, f"{spread:.3f}"))
+    write_table(name, plan["question"], ("cell", "metric", "first", "last", "last, per seed", "wobble"), rows)
     labels = [word for cell, _ in folders for word in ("--label", cell)]
     metrics = [word for metric in plan["metrics"] for word in ("--metric", metric)]
-    unmask(["plot", *map(str, folders.values()), *labels, *metrics, "--output", str(results / "plot.png")])
+    unmask(["plot", *map(str, folders.values()), *labels, *metrics, "--output", str(HERE / "results" / name / "plot.png")])
 
 
-def compare_decoding(name: str, plan: dict, base: str, out: Path, seeds: list[int]) -> None:
+def compare_decoding(name: str, plan: dict, base: Path, out: Path, seeds: list[int]) -> None:
     """`unmask eval` of the base and of what another experiment's first cell made of it."""
-    other = tomllib.loads((HERE / f"{plan['after']}.toml").read_text())
-    cell = next(iter(other["cells"]))
+    from unmask.viewer.charts import Chart, Series
+    from unmask.viewer.picture import draw_charts
+
+    cell = next(iter(tomllib.loads((HERE / f"{plan['after']}.toml").read_text())["cells"]))
     after = {f"{cell}, seed {seed}": out.parent / plan["after"] / f"{cell}-seed-{seed}" for seed in seeds}
     rows = []
-    for label, folder in {"base": Path(base), **after}.items():
+    for label, folder in {"base": base, **after}.items():
         target = out / label.replace(", ", "-").replace(" ", "-")
         if not (target / "results.json").exists():
             unmask(["eval", str(folder), *plan["evaluate"], "--output", str(target)])
         for mode, facts in json.loads((target / "results.json").read_text())["modes"].items():
             rows.append((label, mode, facts["accuracy"], facts["standard_error"], facts["tokens_per_forward"]))
-    results = HERE / "results" / name
-    results.mkdir(parents=True, exist_ok=True)
-    lines = [plan["question"], "", "| checkpoint | mode | accuracy | tokens per forward |", "|---|---|---|---|"]
-    lines += [f"| {label} | {mode} | {a:.1%} ± {e:.1%} | {tpf:.2f} |" for label, mode, a, e, tpf in rows]
-    (results / "summary.md").write_text("\n".join(lines) + "\n")
-    print((results / "summary.md").read_text())
+    write_csv(name, ("checkpoint", "mode", "accuracy", "standard_error", "tokens_per_forward"), rows)
+    table = [(label, mode, f"{a:.1%} ± {e:.1%}", f"{tpf:.2f}") for label, mode, a, e, tpf in rows]
+    write_table(name, plan["question"], ("checkpoint", "mode", "accuracy", "tokens per forward"), table)
+    series = []
+    for label in dict.fromkeys(row[0] for row in rows):
+        points = sorted((row[4], row[2]) for row in rows if row[0] == label)
+        series.append(Series(label, [x for x, _ in points], [y for _, y in points]))
+    note = "One point a mode, by tokens per forward: " + ", ".join(
+        row[1] for row in sorted(rows[: len(rows) // len(series)], key=lambda r: r[4])
+    )
+    chart = Chart("accuracy and tokens per forward", "tokens per forward", "accuracy", series)
+    draw_charts([chart], name, HERE / "results" / name / "plot.png", note)
+
+
+def write_csv(name: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    (HERE / "results" / name).mkdir(parents=True, exist_ok=True)
+    with open(HERE / "results" / name / "metrics.csv", "w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([header, *rows])
+
+
+def write_table(name: str, question: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    lines = [" | ".join(row) for row in (header, ["---"] * len(header), *rows)]
+    text = "\n".join([question, "", *(f"| {line} |" for line in lines), ""])
+    (HERE / "results" / name / "summary.md").write_text(text)
+    print(text)
 
 
 def main() -> None:
+    plans = {file.stem: tomllib.loads(file.read_text()) for file in sorted(HERE.glob("*.toml"))}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    known = sorted(file.stem for file in HERE.glob("*.toml"))
-    parser.add_argument("name", nargs="?", choices=known)
-    parser.add_argument("--base", default="runs/quickstart-seed-0/2-sft-sloppy", help="checkpoint or run that RL begins with")
+    parser.add_argument("name", nargs="?", choices=plans)
+    parser.add_argument("--base", type=Path, help="checkpoint or run that all runs begin with, instead of the plan's")
     parser.add_argument("--out", type=Path, default=Path("runs/experiments"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--set", nargs="*", default=[], help="further settings of every run, for example run.num_threads=1")
     args = parser.parse_args()
     if args.name is None:
-        for name in known:
-            print(f"{name:16} {tomllib.loads((HERE / f'{name}.toml').read_text())['question']}")
+        for name, plan in plans.items():
+            print(f"{name:16} {plan['question']}")
         return
-    plan = tomllib.loads((HERE / f"{args.name}.toml").read_text())
+    plan = plans[args.name]
     plan["settings"] = [*plan.get("settings", []), *args.set]
+    base = (args.base or ROOT / plan["base"]).resolve()
+    if not base.is_dir():
+        parser.error(f"{base}: no such folder; {plan['base']} comes from: {plan['base_from']}")
     out = (args.out / args.name).resolve()
-    if "cells" not in plan:
-        compare_decoding(args.name, plan, str(Path(args.base).resolve()), out, args.seeds)
-        return
-    summarise(args.name, plan, run_cells(args.name, plan, str(Path(args.base).resolve()), out, args.seeds))
+    if "cells" in plan:
+        summarise(args.name, plan, run_cells(plan, base, out, args.seeds))
+    else:
+        compare_decoding(args.name, plan, base, out, args.seeds)
 
 
 if __name__ == "__main__":
