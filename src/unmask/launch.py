@@ -16,12 +16,14 @@ from unmask.config import Plugin, RlRecipe, RunConfig, SftRecipe, fill_plugins
 from unmask.config.schema import EngineLimits, MachineConfig, ModelConfig, OptimizerConfig
 from unmask.data.chat import MASK, ChatTokenizer
 from unmask.data.sources import SOURCES, open_source
+from unmask.data.traces import TraceSource
 from unmask.diffusion.remasking import get_strategy
 from unmask.engine import Engine
 from unmask.errors import UnmaskError
 from unmask.evaluate import METRICS, evaluate, take_examples
 from unmask.models import Decoder, ValueModel
 from unmask.models.checkpoint import load_model, new_model
+from unmask.models.decoder import Backbone
 from unmask.models.hub import resolve_folder
 from unmask.objectives import (
     RL_OBJECTIVES,
@@ -130,6 +132,7 @@ def start(recipe: SftRecipe | RlRecipe, *, resume: bool = False, title: str = ""
         source = open_source(recipe.source, "train", seed)
         steps = recipe.train.max_steps
         if isinstance(recipe, RlRecipe):
+            steps -= recipe.value.warmup_steps if recipe.value.enabled else 0
             steps *= recipe.train.num_minibatches * recipe.train.num_epochs
         trainer = make_trainer(model, recipe, recipe.optimizer, steps)
         engine = Engine(model, decode=tokenizer.decode, **limits_beside_training(recipe.engine, model.device))
@@ -137,6 +140,8 @@ def start(recipe: SftRecipe | RlRecipe, *, resume: bool = False, title: str = ""
         title = title or kind
         # What is wrong with the data or the parts is found before there is a run folder.
         if isinstance(recipe, SftRecipe):
+            if isinstance(source, TraceSource):
+                source.check_vocabulary(model.spec.vocab_size)
             objective = make_sft_objective(recipe.objective, model, seed)
             objective.rows([demonstration(source, tokenizer, 0, 0)])
             run = Run(folder, recipe, trainer, tokenizer_from, evaluator, resume=resume, title=title)
@@ -167,11 +172,7 @@ def make_critic(recipe: RlRecipe, policy: Decoder) -> Critic | None:
         return None
     if config.path:
         model = load_model(find_model_folder(config.path), device=policy.device, head="value")
-        if model.spec.vocab_size != policy.spec.vocab_size:
-            raise UnmaskError(
-                f"value.path {config.path}: has a vocabulary of {model.spec.vocab_size}, the policy one of "
-                f"{policy.spec.vocab_size}; it has to read the policy's tokens"
-            )
+        check_reads_the_same(model, policy, f"value.path {config.path}")
     else:
         model = ValueModel.from_policy(policy)
     num_steps = recipe.train.max_steps * config.num_minibatches * config.num_epochs
@@ -181,16 +182,22 @@ def make_critic(recipe: RlRecipe, policy: Decoder) -> Critic | None:
 def make_reference(recipe: RlRecipe, policy: Decoder) -> Decoder | None:
     """The frozen model that the KL is to, where the objective asks for one. Raises `UnmaskError`."""
     if recipe.objective.options.get("kl_to") != "reference":
+        if recipe.reference.path:
+            raise UnmaskError("reference.path is given, but no KL is to it: set objective.options.kl_to to reference")
         return None
     if not recipe.reference.path:
         return copy.deepcopy(policy).requires_grad_(False)
     model = load_model(find_model_folder(recipe.reference.path), device=policy.device)
-    if model.spec.vocab_size != policy.spec.vocab_size:
-        raise UnmaskError(
-            f"reference.path {recipe.reference.path}: has a vocabulary of {model.spec.vocab_size}, the policy one of "
-            f"{policy.spec.vocab_size}; it has to score the policy's tokens"
-        )
+    check_reads_the_same(model, policy, f"reference.path {recipe.reference.path}")
     return model.requires_grad_(False)
+
+
+def check_reads_the_same(model: Backbone, policy: Backbone, where: str) -> None:
+    """Raises `UnmaskError` unless the policy's rows mean the same to the model: tokens, mask token, what sees what."""
+    for name in ("vocab_size", "mask_token_id", "attention"):
+        mine, wanted = getattr(model.spec, name), getattr(policy.spec, name)
+        if mine != wanted:
+            raise UnmaskError(f"{where}: has {name} {mine}, the policy {wanted}; it has to read the policy's rows")
 
 
 def limits_beside_training(limits: EngineLimits, device: torch.device) -> dict[str, Any]:

@@ -13,13 +13,34 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, SkipValidation, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Strict, TypeAdapter, ValidationError
+from pydantic.functional_validators import SkipValidation, field_validator, model_validator
 
 from unmask.errors import UnmaskError
 
 FinishReason = Literal["stop", "length", "abort"]
+Count = Annotated[int, Strict(), Field(ge=0)]
+Number = Annotated[float, Strict()]
+_CLOSED = ConfigDict(extra="forbid")
+_Record = TypeVar("_Record")
+
+
+def _read(kind: type[_Record], data: Any, where: str) -> _Record:
+    """A dataclass from parsed JSON. Raises `UnmaskError` for the first thing that is wrong."""
+    if not isinstance(data, dict):
+        raise UnmaskError(f"{where}: expected a JSON object, found {type(data).__name__}")
+    try:
+        return TypeAdapter(kind).validate_python(data)
+    except ValidationError as error:
+        problem = min(error.errors(), key=lambda e: e["type"] != "unexpected_keyword_argument")  # it often explains the rest
+    name = ".".join(map(str, problem["loc"]))
+    if problem["type"] == "missing":
+        raise UnmaskError(f"{where}: field {name!r} is missing")
+    if problem["type"] == "unexpected_keyword_argument":
+        raise UnmaskError(f"{where}: unknown field {name!r}; known: {', '.join(f.name for f in fields(kind))}")  # type: ignore
+    raise UnmaskError(f"{where}: {name}: {problem['msg']}, found {problem['input']!r}")
 
 
 class SamplingParams(BaseModel):
@@ -31,7 +52,6 @@ class SamplingParams(BaseModel):
     `low_confidence_dynamic` (block models: strictly greater passes; full attention: at least), `entropy_bound` (nats) to
     `entropy_bounded`. `score` says by what the two low-confidence strategies rank.
     Ending: a stop token, a stop string, or `max_new_tokens`.
-    Full attention only: `cache` "prefix" and "dual", `further_horizon`, `unmask_block_start`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -126,23 +146,24 @@ class Trace:
         num_response_tokens: how many leading canvas tokens count as the response (the stop token included).
         block_size: block models: block size of the grid, on absolute positions. Full attention: size of the window in which
             tokens are unmasked; windows begin with the canvas.
-        num_forwards: denoising steps, each of which is a forward pass. Committing a block and the end of the prefill share
-            one of them. Passes that only prefill (long prompts in chunks, recomputation) depend on the neighbours and are
-            counted by the engine, not here.
+        num_forwards: denoising steps, each of which is a forward pass, shared by the commit of a block and the end of the
+            prefill. Passes that only prefill depend on the neighbours and are counted by the engine, not here.
         finish_reason: "stop" (a stop token or string), "length" (the limit) or "abort" (taken out by the caller).
         seed: seed of this sequence's own random numbers.
         settings: the decode settings, as `SamplingParams.model_dump()`.
         policy_version: optimizer steps the weights had seen.
     """
 
-    prompt_ids: list[int]
-    canvas_ids: list[int]
-    step_map: list[int]
-    logprobs: list[float]
-    confidences: list[float]
-    num_response_tokens: int
-    block_size: int
-    num_forwards: int
+    __pydantic_config__ = _CLOSED
+
+    prompt_ids: list[Count]
+    canvas_ids: list[Count]
+    step_map: list[Annotated[int, Strict(), Field(ge=-1)]]
+    logprobs: list[Number]
+    confidences: list[Number]
+    num_response_tokens: Count
+    block_size: Annotated[int, Strict(), Field(ge=1)]
+    num_forwards: Count
     finish_reason: FinishReason
     seed: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
@@ -167,27 +188,12 @@ class Trace:
     @classmethod
     def from_dict(cls, data: dict[str, Any], where: str = "trace") -> Trace:
         """Inverse of `to_dict`. Raises `UnmaskError` naming the field that is missing, unknown or inconsistent."""
-        if not isinstance(data, dict):
-            raise UnmaskError(f"{where}: a trace is a JSON object, found {type(data).__name__}")
-        names = [f.name for f in fields(cls)]
-        if unknown := sorted(set(data) - set(names)):
-            raise UnmaskError(f"{where}: unknown field {unknown[0]!r}; a trace has {', '.join(names)}")
-        try:
-            trace = cls(**data)
-        except TypeError as error:
-            raise UnmaskError(f"{where}: {str(error).split('() ')[-1]}") from None
-        canvas = ("canvas_ids", "step_map", "logprobs", "confidences")
-        for name in ("prompt_ids", *canvas):
-            values = getattr(trace, name)
-            kinds = (int,) if name in ("prompt_ids", "canvas_ids", "step_map") else (int, float)
-            if not isinstance(values, list) or not all(type(v) in kinds for v in values):
-                raise UnmaskError(f"{where}: {name} must be a list of {'integers' if kinds == (int,) else 'numbers'}")
-            if name in canvas and len(values) != len(trace.canvas_ids):
-                raise UnmaskError(f"{where}: {name} has {len(values)} entries for {len(trace.canvas_ids)} canvas tokens")
-        if not (isinstance(trace.num_response_tokens, int) and 0 <= trace.num_response_tokens <= len(trace.canvas_ids)):
-            raise UnmaskError(f"{where}: num_response_tokens {trace.num_response_tokens!r} is not within the canvas")
-        if not (isinstance(trace.block_size, int) and trace.block_size >= 1):
-            raise UnmaskError(f"{where}: block_size must be a positive integer, found {trace.block_size!r}")
+        trace = _read(cls, data, where)
+        for name in ("step_map", "logprobs", "confidences"):
+            if (num := len(getattr(trace, name))) != len(trace.canvas_ids):
+                raise UnmaskError(f"{where}: {name} has {num} entries for {len(trace.canvas_ids)} canvas tokens")
+        if trace.num_response_tokens > len(trace.canvas_ids):
+            raise UnmaskError(f"{where}: num_response_tokens {trace.num_response_tokens} is not within the canvas")
         return trace
 
 
@@ -224,14 +230,16 @@ class TraceRecord:
     without the tokenizer.
     """
 
+    __pydantic_config__ = _CLOSED
+
     id: str
-    trace: Trace
+    trace: SkipValidation[Trace]  # checked by itself
     prompt_text: str = ""
     response_text: str = ""
     prompt_pieces: list[str] = field(default_factory=list)
     canvas_pieces: list[str] = field(default_factory=list)
     answer: str | None = None
-    reward: float | None = None
+    reward: Annotated[Number, Field(allow_inf_nan=False)] | None = None
     checkpoint: str = ""  # name and fingerprint of the model folder that decoded it
 
     def to_dict(self) -> dict[str, Any]:
@@ -240,20 +248,12 @@ class TraceRecord:
     @classmethod
     def from_dict(cls, data: dict[str, Any], where: str = "record") -> TraceRecord:
         """Inverse of `to_dict`; a bare trace object is accepted too. Raises `UnmaskError`."""
-        if not isinstance(data, dict):
-            raise UnmaskError(f"{where}: expected a JSON object, found {type(data).__name__}")
-        if "trace" not in data and "canvas_ids" in data:
+        if isinstance(data, dict) and "trace" not in data and "canvas_ids" in data:
             data = {"id": where, "trace": data}
-        names = [f.name for f in fields(cls)]
-        if unknown := sorted(set(data) - set(names)):
-            raise UnmaskError(f"{where}: unknown field {unknown[0]!r}; a trace record has {', '.join(names)}")
-        if missing := [n for n in ("id", "trace") if n not in data]:
-            raise UnmaskError(f"{where}: field {missing[0]!r} is missing")
-        record = cls(**{**data, "trace": Trace.from_dict(data["trace"], where)})
+        record = _read(cls, data, where)
+        record.trace = Trace.from_dict(data["trace"], where)
         for name, ids in (("prompt_pieces", record.trace.prompt_ids), ("canvas_pieces", record.trace.canvas_ids)):
             pieces = getattr(record, name)
-            if not isinstance(pieces, list) or not all(isinstance(p, str) for p in pieces):
-                raise UnmaskError(f"{where}: {name} must be a list of strings")
             if pieces and len(pieces) != len(ids):
                 raise UnmaskError(f"{where}: {name} has {len(pieces)} entries for {len(ids)} tokens")
         return record

@@ -21,8 +21,7 @@ from tests.objectives.published_losses import (
 )  # fmt: skip
 from unmask.attention import TiledAttention
 from unmask.models import ValueModel
-from unmask.objectives.policy import set_weights
-from unmask.objectives.rows import RowBatch, TrainRow, collate, pack_rows, score_targets, target_hidden
+from unmask.objectives.rows import RowBatch, TrainRow, collate, pack_rows, score_targets, set_weights, target_hidden
 from unmask.objectives.value import outcome_rewards, trace_advantages, value_loss
 from unmask.types import Rollout
 

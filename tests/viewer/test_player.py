@@ -40,15 +40,13 @@ class TestLoadRecords:
             (lambda r: r["trace"].pop("step_map"), "step_map"),
             (lambda r: r["trace"]["step_map"].pop(), "step_map has 24 entries for 25 canvas tokens"),
             (lambda r: r.update(canvas_pieces=["a"]), "canvas_pieces has 1 entries for 25 tokens"),
-            (lambda r: r.update(id=3), "id must be a string, found 3"),
-            (lambda r: r.update(prompt_text=None), "prompt_text must be a string, found None"),
-            (lambda r: r.update(answer=8), "answer must be a string or null, found 8"),
-            (lambda r: r.update(reward="1"), "reward must be a number or null, found '1'"),
-            (lambda r: r["trace"].update(num_forwards="9"), "num_forwards must be an integer of at least 0, found '9'"),
-            (
-                lambda r: r["trace"]["step_map"].__setitem__(0, -2),
-                "step_map holds -2; a step is at least 0, or -1 for never unmasked",
-            ),
+            (lambda r: r.update(id=3), "id: Input should be a valid string, found 3"),
+            (lambda r: r.update(prompt_text=None), "prompt_text: Input should be a valid string, found None"),
+            (lambda r: r.update(answer=8), "answer: Input should be a valid string, found 8"),
+            (lambda r: r.update(reward="1"), "reward: Input should be a valid number, found '1'"),
+            (lambda r: r["trace"].update(num_forwards="9"), "num_forwards: Input should be a valid integer, found '9'"),
+            (lambda r: r.update(reward=float("nan")), "reward: Input should be a finite number, found nan"),
+            (lambda r: r["trace"]["step_map"].__setitem__(0, -2), "step_map.0: Input should be greater than or equal to -1"),
         ],
     )
     def test_wrong_fields_name_file_and_line(self, tmp_path, make_record, change, message):

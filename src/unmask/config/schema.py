@@ -229,6 +229,21 @@ class RlRecipe(Section):
     reward: Plugin = Field(default_factory=lambda: Plugin(name="boxed"))
     rollout: SamplingParams = Field(default_factory=SamplingParams)
     engine: EngineLimits = Field(default_factory=EngineLimits)
+    advantage: str = Field(
+        "group_zscore", description="group_zscore, group_mean_centred, leave_one_out, batch_zscore or none (the reward itself)"
+    )
+    objective: Plugin = Field(default_factory=lambda: Plugin(name="trace_rl"))
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    value: ValueConfig = Field(default_factory=ValueConfig)
+    reference: ReferenceConfig = Field(default_factory=ReferenceConfig)
+    block_schedule: tuple[BlockStage, ...] = Field(
+        (), strict=False, description="block growth; empty = as rollout and objective say"
+    )
+    train: RlTrainConfig = Field(default_factory=RlTrainConfig)
+    eval: EvalConfig = Field(default_factory=EvalConfig)
+    stop: StopConfig = Field(default_factory=StopConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    log: LogConfig = Field(default_factory=LogConfig)
 
     @model_validator(mode="after")
     def _rollouts_can_be_trained_on(self) -> RlRecipe:
@@ -247,18 +262,9 @@ class RlRecipe(Section):
             raise ValueError(f"block_schedule: from_step should begin with 0 and ascend, found {steps}")
         return self
 
-    advantage: str = Field(
-        "group_zscore", description="group_zscore, group_mean_centred, leave_one_out, batch_zscore or none (the reward itself)"
-    )
-    objective: Plugin = Field(default_factory=lambda: Plugin(name="trace_rl"))
-    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
-    value: ValueConfig = Field(default_factory=ValueConfig)
-    reference: ReferenceConfig = Field(default_factory=ReferenceConfig)
-    block_schedule: tuple[BlockStage, ...] = Field(
-        (), strict=False, description="block growth; empty = as rollout and objective say"
-    )
-    train: RlTrainConfig = Field(default_factory=RlTrainConfig)
-    eval: EvalConfig = Field(default_factory=EvalConfig)
-    stop: StopConfig = Field(default_factory=StopConfig)
-    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
-    log: LogConfig = Field(default_factory=LogConfig)
+    @model_validator(mode="after")
+    def _policy_is_trained(self) -> RlRecipe:
+        if self.value.enabled and self.value.warmup_steps >= self.train.max_steps:
+            steps = self.train.max_steps
+            raise ValueError(f"value.warmup_steps {self.value.warmup_steps} leaves nothing of train.max_steps {steps}")
+        return self

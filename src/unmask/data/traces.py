@@ -34,8 +34,9 @@ class TraceSource:
         path = options.path if split == "train" else options.held_out_path
         if not path:
             raise UnmaskError("source.options.held_out_path is missing; evaluation needs it")
-        records = [TraceRecord.from_dict(row, where) for where, row in read_jsonl(Path(path))]
-        kept = [r for r in records if self._is_kept(r, options)]
+        records = [(where, TraceRecord.from_dict(row, where)) for where, row in read_jsonl(Path(path))]
+        self._where = [where for where, record in records if self._is_kept(record, options)]
+        kept = [record for _, record in records if self._is_kept(record, options)]
         if not kept:
             raise UnmaskError(f"{path}: none of its {len(records)} traces is left; see min_reward and drops_cut")
         self._examples = [
@@ -51,6 +52,13 @@ class TraceSource:
         if options.min_reward is not None and (record.reward is None or record.reward < options.min_reward):
             return False
         return record.trace.num_response_tokens > 0 and not (options.drops_cut and record.trace.finish_reason == "length")
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Raises `UnmaskError` for a token id that a model with so many tokens does not have."""
+        for where, example in zip(self._where, self._examples, strict=True):
+            assert example.trace is not None
+            if (largest := max(example.trace.prompt_ids + example.trace.canvas_ids)) >= vocab_size:
+                raise UnmaskError(f"{where}: token id {largest}, but the model's vocabulary has {vocab_size} tokens")
 
     def __len__(self) -> int:
         return len(self._examples)

@@ -20,7 +20,7 @@ class MaskRates(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     min_rate: float = Field(0.1, ge=0, le=1, description="lowest rate at which tokens are masked")
-    max_rate: float = Field(0.9, ge=0, le=1, description="highest rate")
+    max_rate: float = Field(0.9, gt=0, le=1, description="highest rate")
 
     @model_validator(mode="after")
     def _ordered(self) -> MaskRates:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from unmask.models import ModelSpec
 from unmask.objectives.fused_head import TargetStats
-from unmask.objectives.rows import RowBatch, TrainRow
+from unmask.objectives.rows import RowBatch, TrainRow, set_weights
 from unmask.types import Rollout
 
 MAX_LOG_RATIO = 10.0  # exp beyond this only makes infinities; clipping has long taken over
@@ -130,24 +130,3 @@ class PolicyObjective:
                 # In the first update of a step, whose weights are those that sampled, this is the sampler's mismatch.
                 sums["mismatch_sum"] = kl_estimate(new_N, batch.values["rollout_logprobs"], "k3").sum()
         return loss, sums
-
-
-def set_weights(rows_of: Sequence[Sequence[TrainRow]], kind: str, constant_length: int, num_sequences: int) -> None:
-    """Sets "weight" of every target; `rows_of` has the rows of each response. Weights refer to the whole update.
-
-    trace_step: 1 / tokens of its view / responses. token: 1 / tokens. sequence: 1 / tokens of its response / responses.
-    constant: 1 / constant_length / responses.
-    """
-    num_tokens = sum(len(row.target_ids) for rows in rows_of for row in rows)
-    for rows in rows_of:
-        num_own = sum(len(row.target_ids) for row in rows)
-        for row in rows:
-            if kind == "trace_step":
-                _, view, size = np.unique(row.values["view"], return_inverse=True, return_counts=True)
-                weight = 1.0 / size[view] / num_sequences
-            else:
-                divisor = {
-                    "token": num_tokens, "sequence": num_own * num_sequences, "constant": constant_length * num_sequences
-                }[kind]  # fmt: skip
-                weight = np.full(len(row.target_ids), 1.0 / divisor)
-            row.values["weight"] = weight

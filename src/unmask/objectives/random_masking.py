@@ -28,12 +28,14 @@ class RandomMasking(PolicyObjective):
         grid = Grid.of(self.spec, self.options.block_size or trace.block_size)
         position_S = np.arange(trace.num_tokens)
         canvas_S = position_S - len(trace.prompt_ids)
-        is_response_S = (canvas_S >= 0) & (canvas_S < trace.num_response_tokens)
-        # What lies behind the response is not known when it is decoded: it is masked, and not trained.
-        is_masked_VS = self.masks(rollout, draw, grid.blocks(trace.num_tokens)[: trace.num_tokens]) & is_response_S
-        is_behind_S = canvas_S >= trace.num_response_tokens
+        # What lies behind the response is not known when it is decoded: like what was never unmasked, it is masked in every
+        # view, and not trained.
+        is_drawn_S = np.concatenate((np.ones(len(trace.prompt_ids)), np.array(trace.step_map) >= 0)).astype(bool)
+        is_hidden_S = (canvas_S >= trace.num_response_tokens) | ~is_drawn_S
+        is_masked_VS = self.masks(rollout, draw, grid.blocks(trace.num_tokens)[: trace.num_tokens])
+        is_masked_VS = is_masked_VS & (canvas_S >= 0) & ~is_hidden_S
         return masked_rows(
-            trace.prompt_ids, trace.canvas_ids, grid, self.spec.mask_token_id, is_masked_VS | is_behind_S, is_masked_VS
+            trace.prompt_ids, trace.canvas_ids, grid, self.spec.mask_token_id, is_masked_VS | is_hidden_S, is_masked_VS
         )
 
     def masks(self, rollout: Rollout, draw: int, block_S: np.ndarray) -> np.ndarray:

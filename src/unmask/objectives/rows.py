@@ -58,6 +58,27 @@ class RowBatch:
     values: dict[str, Tensor]
 
 
+def set_weights(rows_of: Sequence[Sequence[TrainRow]], kind: str, constant_length: int, num_sequences: int) -> None:
+    """Sets "weight" of every target; `rows_of` has the rows of each response. Weights refer to the whole update.
+
+    trace_step: 1 / tokens of its view / responses. token: 1 / tokens. sequence: 1 / tokens of its response / responses.
+    constant: 1 / constant_length / responses.
+    """
+    num_tokens = sum(len(row.target_ids) for rows in rows_of for row in rows)
+    for rows in rows_of:
+        num_own = sum(len(row.target_ids) for row in rows)
+        for row in rows:
+            if kind == "trace_step":
+                _, view, size = np.unique(row.values["view"], return_inverse=True, return_counts=True)
+                weight = 1.0 / size[view] / num_sequences
+            else:
+                divisor = {
+                    "token": num_tokens, "sequence": num_own * num_sequences, "constant": constant_length * num_sequences
+                }[kind]  # fmt: skip
+                weight = np.full(len(row.target_ids), 1.0 / divisor)
+            row.values["weight"] = weight
+
+
 def split_row(row: TrainRow, max_tokens: int) -> Iterator[TrainRow]:
     """Rows of at most `max_tokens` tokens that have the row's noisy copies between them, each with the clean tokens it needs.
 

@@ -16,8 +16,7 @@ from unmask.models import ModelSpec
 from unmask.objectives.cross_entropy import cross_entropy
 from unmask.objectives.fused_head import TargetStats
 from unmask.objectives.masking import MaskRates, draw_masks
-from unmask.objectives.policy import set_weights
-from unmask.objectives.rows import RowBatch, TrainRow
+from unmask.objectives.rows import RowBatch, TrainRow, set_weights
 from unmask.objectives.views import Grid, masked_rows
 from unmask.types import Demonstration
 

@@ -11,8 +11,7 @@ from unmask.errors import UnmaskError
 from unmask.models import ModelSpec
 from unmask.objectives.cross_entropy import cross_entropy
 from unmask.objectives.fused_head import TargetStats
-from unmask.objectives.policy import set_weights
-from unmask.objectives.rows import RowBatch, TrainRow
+from unmask.objectives.rows import RowBatch, TrainRow, set_weights
 from unmask.objectives.trace_views import trace_rows
 from unmask.objectives.views import Grid
 from unmask.types import Demonstration

@@ -107,11 +107,13 @@ def replay_logprobs(
 
     The distribution is that of the trace's own decode settings (temperature, top_k, top_p, tokens banned by min_tokens), as
     in the sampler. Of a trace decoded with an approximate cache ("prefix", "dual") these are the exact values, from which
-    the sampler's differ.
+    the sampler's differ. Raises `UnmaskError` for token ids that the model does not have.
     """
     result = [[0.0] * len(trace.canvas_ids) for trace in traces]
     by_settings: dict[tuple, list[TrainRow]] = {}
     for i, trace in enumerate(traces):
+        if (largest := max(trace.prompt_ids + trace.canvas_ids, default=0)) >= model.spec.vocab_size:
+            raise UnmaskError(f"trace {i}: token id {largest}, but the model's vocabulary has {model.spec.vocab_size} tokens")
         settings = tuple(trace.settings.get(k, d) for k, d in (("temperature", 1.0), ("top_k", 0), ("top_p", 1.0)))
         stops = (trace.settings.get("min_tokens", 0), stop_ids_of(trace.settings, model.spec))
         rows = trace_rows(

@@ -14,8 +14,7 @@ from torch import Tensor
 from unmask.config.schema import ValueConfig
 from unmask.models import ValueModel
 from unmask.objectives.advantages import NO_VARIANCE
-from unmask.objectives.policy import set_weights
-from unmask.objectives.rows import RowBatch, TrainRow, collate, fit_rows, pack_rows, target_hidden
+from unmask.objectives.rows import RowBatch, TrainRow, collate, fit_rows, pack_rows, set_weights, target_hidden
 from unmask.objectives.value import outcome_rewards, trace_advantages, value_loss
 from unmask.rl.minibatches import minibatches
 from unmask.rl.rollout import derive_seed

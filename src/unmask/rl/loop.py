@@ -66,7 +66,7 @@ def train_rl(
     with run, rewards:
         for step in run.steps():
             clock = Stopwatch(trainer.model.device)
-            stage = enter_stage(stages, step, trainer.model)
+            stage = enter_stage(stages, step, [trainer.model, *([critic.model] if critic else [])])
             views = partial(stage.views, spec=trainer.model.spec)
 
             # 1. Prompts in seeded epochs; rollouts with the weights as they are, rewarded; groups without signal replaced.
@@ -115,7 +115,7 @@ def train_rl(
             if critic is not None:
                 value_metrics |= critic.update(value_rows, (seed, step))
                 clock.lap("value_s")
-            if not stats and not value_rows:
+            if not stats and not any(value_rows):
                 progress["num_skipped_steps"] += 1
                 run.progress.say(f"step {step + 1}: no group carries a signal; nothing was trained")
 

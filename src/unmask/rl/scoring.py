@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
@@ -10,6 +11,8 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
+
+import numpy as np
 
 from unmask.config import Plugin
 from unmask.errors import UnmaskError
@@ -22,8 +25,9 @@ _reward: RewardFn | None = None  # of this worker process
 class RewardPool:
     """A reward and the processes that compute it; with `num_workers` 0, this process, when the result is asked for.
 
-    Use as a context manager. Results do not depend on the number of workers. `waited_s`: how long results were waited for
-    after decoding had ended.
+    Use as a context manager. Results do not depend on the number of workers, as long as the reward is a function of the
+    rollout and its example: one that draws random numbers draws others in every process. `waited_s`: how long results were
+    waited for after decoding had ended.
     """
 
     def __init__(self, plugin: Plugin, num_workers: int = 0):
@@ -47,9 +51,10 @@ class RewardPool:
         return getattr(self.reward, "needs_pieces", False)
 
     def submit(self, rollout: Rollout, example: Example) -> Callable[[], Score]:
-        """Begins to score; the result is called for later. That call raises `UnmaskError` when a worker has died."""
+        """Begins to score; the result is called for later. That call raises `UnmaskError` when a worker has died or the score
+        is none, and what the reward raises."""
         if self._pool is None:
-            return lambda: Score(*self.reward(rollout, example))
+            return lambda: score(self.reward, rollout, example)
         try:
             future = self._pool.submit(_score, rollout, example)
         except BrokenProcessPool:
@@ -81,7 +86,33 @@ def _end_with_parent() -> None:
 
 def _score(rollout: Rollout, example: Example) -> Score:
     assert _reward is not None  # `_begin` has run
-    return Score(*_reward(rollout, example))
+    return score(_reward, rollout, example)
+
+
+def score(reward: RewardFn, rollout: Rollout, example: Example) -> Score:
+    """The checked score of a rollout. Raises `UnmaskError` for one that is none; what the reward raises names the example."""
+    try:
+        result = reward(rollout, example)
+    except Exception as error:
+        error.add_note(f"while {type(reward).__name__} scored a response to example {example.id}")
+        raise
+    where = f"example {example.id}: the reward {type(reward).__name__} gave"
+    if not (isinstance(result, tuple) and len(result) in (2, 3)):
+        raise UnmaskError(f"{where} {result!r}; expected (reward, reason) or (reward, reason, token_rewards)")
+    checked = Score(*result)
+    if not _is_number(checked.reward):
+        raise UnmaskError(f"{where} the reward {checked.reward!r}; expected a finite number")
+    if checked.token_rewards is not None:
+        length = len(rollout.trace.response_ids)
+        if len(checked.token_rewards) != length:
+            raise UnmaskError(f"{where} {len(checked.token_rewards)} token rewards for {length} response tokens")
+        if not all(map(_is_number, checked.token_rewards)):
+            raise UnmaskError(f"{where} token rewards that are not all finite numbers")
+    return checked
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float | np.number) and math.isfinite(value)
 
 
 def _died(example: Example) -> UnmaskError:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from unmask.config import Plugin, RlRecipe
 from unmask.errors import UnmaskError
 from unmask.models import Decoder, ModelSpec
+from unmask.models.decoder import Backbone
 from unmask.objectives import RlObjective, make_rl_objective
 from unmask.objectives.rows import TrainRow
 from unmask.objectives.trace_views import trace_rows
@@ -32,31 +34,39 @@ class Stage:
 
 def make_stages(recipe: RlRecipe, model: Decoder) -> list[Stage]:
     """The stages of the recipe's block_schedule; one, if it has none. Raises `UnmaskError`."""
-    options = recipe.objective.options
-    shrink = options.get("trace_shrink", 1)
-    if options.get("block_size") and model.spec.attention != "block_causal":
-        raise UnmaskError(
-            f"objective.options.block_size is for block models; {model.spec.family} has {model.spec.attention} attention"
-        )
-    if not recipe.block_schedule:
-        objective = make_rl_objective(recipe.objective, model)
-        return [Stage(0, recipe.rollout, objective, options.get("block_size"), shrink)]
-    if model.spec.attention != "block_causal":
-        raise UnmaskError(f"block_schedule is for block models; {model.spec.family} has {model.spec.attention} attention")
+    options, spec = recipe.objective.options, model.spec
+    train_block_size = options.get("block_size")
+    if train_block_size and recipe.block_schedule:
+        raise UnmaskError("objective.options.block_size and block_schedule both say with which blocks is trained; give one")
+    if (train_block_size or recipe.block_schedule) and spec.attention != "block_causal":
+        key = "block_schedule" if recipe.block_schedule else "objective.options.block_size"
+        raise UnmaskError(f"{key} is for block models; {spec.family} has {spec.attention} attention")
+    own = recipe.rollout.block_size or spec.block_size
+    plan: list[tuple[int, int, int | None]] = [
+        (s.from_step, s.rollout_block_size, s.train_block_size) for s in recipe.block_schedule
+    ]
     stages = []
-    for block in recipe.block_schedule:
-        differs = block.train_block_size != block.rollout_block_size
-        own = {**options, "block_size": block.train_block_size} if differs else options
-        objective = make_rl_objective(Plugin(name=recipe.objective.name, options=own), model)
-        params = recipe.rollout.model_copy(update={"block_size": block.rollout_block_size})
-        stages.append(Stage(block.from_step, params, objective, block.train_block_size, shrink))
+    for from_step, rollout_block_size, block_size in plan or [(0, own, train_block_size)]:
+        differs = block_size not in (None, rollout_block_size)  # else the views are the sampler's
+        plugin = Plugin(name=recipe.objective.name, options={**options, "block_size": block_size if differs else None})
+        params = recipe.rollout
+        if spec.attention == "block_causal":  # by number: the model's own may change
+            params = params.model_copy(update={"block_size": rollout_block_size})
+        objective = make_rl_objective(plugin, model)
+        if recipe.train.old_logprobs == "rollout" and not objective.has_sampler_views:
+            raise UnmaskError(
+                "train.old_logprobs = rollout is for views that the sampler saw; those of this objective (its masks, "
+                "trace_shrink or block size) are others: use auto"
+            )
+        stages.append(Stage(from_step, params, objective, block_size, options.get("trace_shrink", 1)))
     return stages
 
 
-def enter_stage(stages: list[Stage], step: int, model: Decoder) -> Stage:
-    """The stage of a step. The model's own block size becomes that of training: checkpoints and evaluation follow."""
+def enter_stage(stages: list[Stage], step: int, models: Sequence[Backbone]) -> Stage:
+    """The stage of a step. The models' own block size becomes that of training: checkpoints and evaluation follow."""
     stage = next(s for s in reversed(stages) if s.from_step <= step)
-    if stage.train_block_size and stage.train_block_size != model.spec.block_size:
-        model.spec = replace(model.spec, block_size=stage.train_block_size)
-        model.config["block_size"] = stage.train_block_size
+    for model in models:
+        if stage.train_block_size and stage.train_block_size != model.spec.block_size:
+            model.spec = replace(model.spec, block_size=stage.train_block_size)
+            model.config["block_size"] = stage.train_block_size
     return stage

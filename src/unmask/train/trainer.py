@@ -16,7 +16,7 @@ from unmask.models.experts import expert_balance, reset_expert_load
 from unmask.objectives.rows import RowBatch, TrainRow, collate, pack_rows
 from unmask.train.optimizer import learning_rate, make_optimizer
 
-# (model, batch, forward settings) -> loss of the batch, sums for the metrics
+# A pack of rows -> its loss (those of all packs add up), sums for the metrics
 LossFn = Callable[[RowBatch], tuple[Tensor, dict[str, Tensor]]]
 
 

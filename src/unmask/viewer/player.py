@@ -135,24 +135,7 @@ def _read_record(line: bytes, where: str, number: int) -> TraceRecord:
     if isinstance(data, dict) and "trace" not in data and "canvas_ids" in data:
         # A bare trace is named after its line, not its file, so that two files of them can be compared.
         data = {"id": f"line {number}", "trace": data}
-    record = TraceRecord.from_dict(data, where)
-    _check_shown_fields(record, where)
-    return record
-
-
-def _check_shown_fields(record: TraceRecord, where: str) -> None:
-    """The fields the page computes with and `from_dict` lets pass."""
-    for name in ("id", "prompt_text", "response_text"):
-        if not isinstance(getattr(record, name), str):
-            raise UnmaskError(f"{where}: {name} must be a string, found {getattr(record, name)!r}")
-    if record.answer is not None and not isinstance(record.answer, str):
-        raise UnmaskError(f"{where}: answer must be a string or null, found {record.answer!r}")
-    if record.reward is not None and type(record.reward) not in (int, float):
-        raise UnmaskError(f"{where}: reward must be a number or null, found {record.reward!r}")
-    if type(record.trace.num_forwards) is not int or record.trace.num_forwards < 0:
-        raise UnmaskError(f"{where}: num_forwards must be an integer of at least 0, found {record.trace.num_forwards!r}")
-    if wrong := [step for step in record.trace.step_map if step < -1]:
-        raise UnmaskError(f"{where}: step_map holds {wrong[0]}; a step is at least 0, or -1 for never unmasked")
+    return TraceRecord.from_dict(data, where)
 
 
 def _question(record: TraceRecord) -> str:
