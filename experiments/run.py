@@ -98,20 +98,19 @@ def compare_decoding(name: str, plan: dict, base: Path, out: Path, seeds: list[i
     for label, folder in {"base": base, **after}.items():
         target = out / label.replace(", ", "-").replace(" ", "-")
         if not (target / "results.json").exists():
-            unmask(["eval", str(folder), *plan["evaluate"], "--output", str(target)])
+            unmask(["eval", str(folder), *plan["evaluate"], *plan["settings"], "--output", str(target)])
         for mode, facts in json.loads((target / "results.json").read_text())["modes"].items():
             rows.append((label, mode, facts["accuracy"], facts["standard_error"], facts["tokens_per_forward"]))
     write_csv(name, ("checkpoint", "mode", "accuracy", "standard_error", "tokens_per_forward"), rows)
     table = [(label, mode, f"{a:.1%} ± {e:.1%}", f"{tpf:.2f}") for label, mode, a, e, tpf in rows]
     write_table(name, plan["question"], ("checkpoint", "mode", "accuracy", "tokens per forward"), table)
     series = []
-    for label in dict.fromkeys(row[0] for row in rows):
-        points = sorted((row[4], row[2]) for row in rows if row[0] == label)
-        series.append(Series(label, [x for x, _ in points], [y for _, y in points]))
-    note = "One point a mode, by tokens per forward: " + ", ".join(
-        row[1] for row in sorted(rows[: len(rows) // len(series)], key=lambda r: r[4])
-    )
+    for mode in dict.fromkeys(row[1] for row in rows):
+        before, *trained = [(row[4], row[2]) for row in rows if row[1] == mode]
+        ends = [before, tuple(map(statistics.mean, zip(*trained, strict=True)))]
+        series.append(Series(mode, *map(list, zip(*ends, strict=True))))
     chart = Chart("accuracy and tokens per forward", "tokens per forward", "accuracy", series)
+    note = "Each line goes up from the base to the mean of the checkpoints after RL."
     draw_charts([chart], name, HERE / "results" / name / "plot.png", note)
 
 

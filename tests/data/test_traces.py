@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -62,6 +63,20 @@ def test_the_rows_are_those_of_rl(file, traces) -> None:
         assert row.values["weight"].tolist() == want.values["weight"].tolist()
     [first] = trace_rows(traces[0], Grid(4), 2)
     assert rows[0].input_ids.tolist() == first.input_ids.tolist()
+
+
+def test_token_ids_are_those_of_the_model(tmp_path, file) -> None:
+    """Refused before there is a run folder, with file and line."""
+    recipe = write_recipe(tmp_path, "sft", SFT)  # its tokenizer has fewer tokens than the model that decoded these
+    assert unmask("sft", recipe, "train.max_steps=1", "eval.every_steps=0", f"run.dir={tmp_path / 'base'}").returncode == 0
+    words = ["source.name=traces", f"source.options={{path='{file}', drops_cut=false}}", "objective.name=trace"]
+    bare = write_recipe(tmp_path, "bare", SFT.replace('[model]\npreset = "sdar/tiny"\n', ""))
+    model = f"model={{path='{tmp_path / 'base'}'}}"
+    done = unmask("sft", bare, model, *words, "eval.every_steps=0", f"run.dir={tmp_path / 'run'}")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    wanted = rf"{re.escape(str(file))}:1: token id \d\d, but the model's vocabulary has \d\d tokens"
+    assert re.search(wanted, done.stderr), done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("objective", ["trace", "semi_ar", "random_masking"])

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from tests.conftest import SPECIAL
 from unmask.models import Decoder, find_family
 from unmask.models.checkpoint import new_model
 
@@ -76,3 +77,8 @@ def build(row: Row, seed: int = 0) -> Decoder:
 def random_ids(model: Decoder, rows: int, length: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(3, 60, (rows, length), generator=generator)
+
+
+def opinionated(family: str) -> Decoder:
+    """A tiny random model whose distributions are far from uniform."""
+    return build(Row(family, f"{family}/tiny", {**SPECIAL, "eos_token_id": 1} if family in ("llada", "mmada") else SPECIAL))

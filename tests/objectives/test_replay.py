@@ -10,6 +10,7 @@ from tests.models.rows import ROWS, build
 from unmask.attention import BACKENDS, DenseAttention
 from unmask.diffusion.generate import generate
 from unmask.engine import Engine
+from unmask.errors import UnmaskError
 from unmask.models.checkpoint import load_model
 from unmask.objectives.rows import collate, score_targets
 from unmask.objectives.trace_views import replay_logprobs, trace_rows
@@ -108,6 +109,13 @@ def test_the_trainers_own_forward_replays_too(model, block_size) -> None:
         got = score_targets(model, batch, backend).logprobs_N
         assert got.requires_grad
         torch.testing.assert_close(got.detach(), batch.values["rollout_logprobs"], atol=TOLERANCE, rtol=0)
+
+
+def test_replay_refuses_tokens_that_are_none(model) -> None:
+    trace = generate(model, [[5, 6]], SamplingParams(max_new_tokens=4))[0]
+    trace.canvas_ids[1] = 40
+    with pytest.raises(UnmaskError, match="trace 0: token id 40, but the model's vocabulary has 40 tokens"):
+        replay_logprobs(model, [trace])
 
 
 def test_replay_fails_on_the_wrong_grid(model) -> None:

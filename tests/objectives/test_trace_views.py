@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import SPECIAL, random_prompts
-from tests.models.rows import Row, build
+from tests.conftest import random_prompts
+from tests.models.rows import opinionated
 from unmask.attention import BACKENDS
 from unmask.diffusion.drawing import draw_logprobs
 from unmask.diffusion.generate import generate
@@ -179,11 +179,6 @@ def test_packed_rows_are_the_plain_rows(family, shrink, normalization) -> None:
     assert packed == pytest.approx(-plain.item(), abs=3e-6 if normalization == "trace_step" else 1e-6)
     for name, gradient in gradients().items():
         assert (packed_gradients[name] - gradient).abs().max() <= 1e-5 * gradient.abs().max(), name
-
-
-def opinionated(family: str):
-    """A tiny random model whose distributions are far from uniform."""
-    return build(Row(family, f"{family}/tiny", {**SPECIAL, "eos_token_id": 1} if family in ("llada", "mmada") else SPECIAL))
 
 
 def test_token_cost_of_a_ragged_row(model) -> None:

@@ -23,7 +23,9 @@ from unmask.rl.metrics import rollout_metrics, update_metrics
 from unmask.rl.minibatches import minibatches
 from unmask.rl.rollout import derive_seed, make_rollouts
 from unmask.rl.scoring import RewardPool
+from unmask.train import stopwatch
 from unmask.train.run import read_metrics
+from unmask.train.stopwatch import Stopwatch
 from unmask.train.trainer import Trainer
 from unmask.types import SamplingParams
 
@@ -90,6 +92,40 @@ def test_metrics_without_signal_are_zeros_not_crashes(parts) -> None:
     metrics = {**rollout_metrics(Collected(groups, groups, 1)), **update_metrics([])}
     assert (metrics["groups_without_signal"], metrics["num_updates"], metrics["loss"]) == (1, 0, 0.0)
     assert all(np.isfinite(v) for v in metrics.values())
+
+
+def test_accuracy_and_pass_at_group(parts) -> None:
+    """A right answer has reward 1; something for trying is not right."""
+    model, tokenizer, source, reward = parts
+    groups = make_rollouts(Engine(model), tokenizer, [source[i] for i in range(3)], PARAMS, reward, group_size=4)
+    for group, rewards in zip(groups, ((1.0, 0.5, 0.5, 0.0), (0.5, 0.5, 0.5, 0.5), (1.0, 1.0, 1.0, 1.0)), strict=True):
+        for rollout, value in zip(group.rollouts, rewards, strict=True):
+            rollout.reward = value
+    metrics = rollout_metrics(Collected(groups, groups[:1], 2))
+    assert metrics["accuracy"] == pytest.approx(5 / 12)
+    assert metrics["pass_at_group"] == pytest.approx(2 / 3)
+    assert (metrics["groups_without_signal"], metrics["groups_trained"], metrics["sampling_rounds"]) == (2, 1, 2)
+
+
+def test_the_mismatch_is_that_of_the_first_update() -> None:
+    """Later ones have other weights than those that sampled."""
+    sums = dict.fromkeys(("loss", "grad_norm", "lr", "kl_sum", "clip_sum", "entropy_sum", "neg_logprob_sum"), 1.0)
+    stats = [{**sums, "num_targets": n, "num_tokens": 9, "mismatch_sum": m} for n, m in ((10.0, 0.5), (20.0, 40.0))]
+    assert update_metrics(stats)["mismatch_kl"] == pytest.approx(0.05)
+
+
+def test_seconds_and_memory_are_where_they_belong(monkeypatch) -> None:
+    now = iter([0.0, 5.0, 9.0, 10.0])
+    monkeypatch.setattr(stopwatch.time, "monotonic", lambda: next(now))
+    usage = type("Usage", (), {"ru_maxrss": 2_000_000})
+    monkeypatch.setattr(stopwatch.resource, "getrusage", lambda who: usage)
+    monkeypatch.setattr(stopwatch.sys, "platform", "linux")
+    clock = Stopwatch(torch.device("cpu"))
+    clock.lap("rollout_s")
+    clock.move("rollout_s", "reward_s", 2.0)
+    clock.lap("update_s")
+    wanted = {"rollout_s": 3.0, "reward_s": 2.0, "update_s": 4.0, "step_s": 10.0, "peak_memory_gb": 2.048}
+    assert clock.timings(100, 800) == {**wanted, "trained_tokens_per_s": 25.0, "forwarded_tokens_per_s": 200.0}
 
 
 def test_a_run_without_any_signal_goes_on(tmp_path) -> None:

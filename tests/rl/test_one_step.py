@@ -115,11 +115,66 @@ def test_the_schedule_spans_all_updates(spied) -> None:
     assert rates == pytest.approx(wanted)
 
 
+def test_the_value_models_warm_up_is_no_part_of_the_policys_schedule(spied) -> None:
+    """Policy: (3 - 1) steps x 2 minibatches x 2 epochs. Value model: 3 steps x 3 minibatches x 1 epoch."""
+    parts, keys = ("optimizer", "value.optimizer"), ("lr_schedule=linear", "final_lr_ratio=0.0")
+    schedules = [f"{part}.{key}" for part in parts for key in keys]
+    words = ("value.enabled=true", "value.warmup_steps=1", "value.num_minibatches=3", "value.optimizer.lr=1e-2")
+    seen = spied(*COMMON, *schedules, *words, "advantage=none")  # every response has a signal
+    rates = [next(iter(rate)) for rate in seen["lr"]]
+    policy, value = ([rate for rate in rates if (rate > 1e-3) == is_value] for is_value in (False, True))
+    assert value == pytest.approx([1e-2 * (1 - i / 9) for i in range(9)][: len(value)])
+    assert policy == pytest.approx([1e-3 * (1 - i / 8) for i in range(8)])
+
+
+def test_every_log_prob_is_under_the_samplers_temperature(spied) -> None:
+    """Those of the policy before the update, of the reference, and of the update itself."""
+    words = ("train.old_logprobs=recompute", "objective.options.kl_to=reference", "train.num_minibatches=1")
+    seen = spied("train.max_steps=1", "eval.every_steps=0", "rollout.temperature=0.7", *words)
+    assert seen["temperature"] == [0.7] * 3
+
+
+@pytest.mark.parametrize("objective", ["random_masking", "coupled"])
+def test_masks_differ_from_pass_to_pass(spied, objective) -> None:
+    words = (f"objective.name={objective}", "train.num_minibatches=1", "train.num_epochs=2", "train.max_steps=1")
+    first, second = (
+        sorted(str(row.input_ids.tolist()) for row in rows) for rows in spied("eval.every_steps=0", *words)["updates"]
+    )
+    assert first != second
+
+
+def test_responses_share_the_mean_of_their_minibatch(spied) -> None:
+    """sequence: every response weighs 1 / responses of the minibatch, so that a minibatch's weights add up to 1."""
+    seen = spied(*COMMON, "objective.options.loss_normalization=sequence", "train.prompts_per_step=8")
+    assert any(len(rows) > 1 for rows in seen["updates"])
+    for rows in seen["updates"]:
+        assert sum(row.values["weight"].sum() for row in rows) == pytest.approx(1.0)
+
+
+def test_replaced_groups_take_no_more_prompts_than_they_need(spied) -> None:
+    words = ("train.max_sampling_rounds=4", "train.group_size=2", "train.prompts_per_step=6", "train.max_steps=2")
+    seen = spied("eval.every_steps=0", *words)
+    taken = [example for ids, _, _ in seen["rollouts"] for example in ids]
+    order = EpochOrder(100_000, seed=0)
+    assert taken == [f"train-{order[n][0]}" for n in range(len(taken))]  # none twice, none skipped
+    wanted, rounds = 6, []
+    for ids, options, groups in seen["rollouts"]:
+        if options["seed_keys"] in ((0, 0), (0, 1)):
+            wanted = 6
+        assert len(ids) == wanted
+        wanted -= sum(len({r.reward for r in group.rollouts}) > 1 for group in groups)
+        rounds.append(options["seed_keys"])
+    assert len(set(rounds)) == len(rounds) > 2
+
+
 def test_metrics_are_what_they_say(spied) -> None:
     seen = spied("train.max_steps=1", "eval.every_steps=0", "train.num_minibatches=1")
     record = read_metrics(seen["folder"])[0]
     rollouts = [r for _, _, groups in seen["rollouts"] for g in groups for r in g.rollouts]
     assert record["reward_mean"] == pytest.approx(np.mean([r.reward for r in rollouts]))
+    assert record["reward_std"] == pytest.approx(np.std([r.reward for r in rollouts]))
+    assert record["response_length"] == pytest.approx(np.mean([r.trace.num_response_tokens for r in rollouts]))
+    assert record["cut_share"] == np.mean([r.trace.finish_reason == "length" for r in rollouts])
     [rows] = seen["updates"]
     logprobs = np.concatenate([row.values["old_logprobs"] for row in rows])
     assert record["num_trained_tokens"] == len(logprobs)

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import signal
-
 import numpy as np
 import pytest
 import torch
 
 from tests.recipes import RL, unmask, write_recipe
-from unmask.config import Plugin
-from unmask.errors import UnmaskError
 from unmask.models.checkpoint import load_model
 from unmask.rewards import REWARDS
 from unmask.rewards.boxed import Boxed
-from unmask.rl.scoring import RewardPool
 from unmask.train.checkpoint import list_checkpoints
 from unmask.train.run import Run, read_metrics
-from unmask.types import Example, Message, Rollout, Trace
 
 
 class Parity:
@@ -176,6 +169,21 @@ def test_nothing_to_train_is_said_and_counted(tmp_path) -> None:
     assert [r["num_skipped_steps"] for r in read_metrics(tmp_path / "run") if "reward_mean" in r] == [1, 2]
 
 
+def test_a_value_model_without_anything_to_train_is_said_too(run, capsys) -> None:
+    """All responses cut and dropped: neither model has a row."""
+    words = ["value.enabled=true", "train.drops_cut_responses=true", "rollout.max_new_tokens=1", "rollout.ignore_eos=true"]
+    records = run(*words, steps=2)
+    assert [r["num_skipped_steps"] for r in records] == [1, 2]
+    assert all("value_loss" not in r for r in records)
+
+
+def test_block_growth_of_the_value_model(run) -> None:
+    run("value.enabled=true", "block_schedule=[{rollout_block_size=4,train_block_size=8}]", steps=1)
+    checkpoint = list_checkpoints(run.folder / "checkpoints")[-1]
+    models = load_model(checkpoint), load_model(checkpoint / "value_model", head="value")
+    assert [model.spec.block_size for model in models] == [8, 8]
+
+
 def test_everything_at_once_resumes_exactly(tmp_path, monkeypatch) -> None:
     """Value model, frozen reference, replaced groups, two block sizes, two epochs: torn down in a step and resumed."""
     monkeypatch.setitem(REWARDS, "parity", Parity)
@@ -203,21 +211,6 @@ def test_everything_at_once_resumes_exactly(tmp_path, monkeypatch) -> None:
         assert (ends[0] / name).read_bytes() == (ends[1] / name).read_bytes(), name
 
 
-def rollout() -> tuple[Rollout, Example]:
-    trace = Trace([5], [1], [0], [0.0], [1.0], 1, 4, 1, "stop")
-    return Rollout(trace, "\\boxed{7}"), Example(id="q", messages=(Message(role="user", content="?"),), answer="7")
-
-
-def test_workers_score_as_this_process_does() -> None:
-    with RewardPool(Plugin(name="boxed"), 2) as pool:
-        results = [pool.submit(*rollout()) for _ in range(5)]
-        assert [result() for result in results] == [RewardPool(Plugin(name="boxed")).submit(*rollout())()] * 5
-        for pid in list(pool._pool._processes):
-            os.kill(pid, signal.SIGKILL)
-        with pytest.raises(UnmaskError, match="example q: a worker process of the reward died"):
-            pool.submit(*rollout())()
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -232,6 +225,13 @@ def test_workers_score_as_this_process_does() -> None:
         ),
         (["objective.options.kl_too=old"], "unknown key 'kl_too'; the nearest known key is 'kl_to'"),
         (["value.path=nowhere", "value.enabled=true"], "nowhere"),
+        (["reference.path=nowhere"], "reference.path is given, but no KL is to it: set objective.options.kl_to to reference"),
+        (["value.enabled=true", "value.warmup_steps=12"], "value.warmup_steps 12 leaves nothing of train.max_steps 12"),
+        (
+            ["objective.name=coupled", "objective.options={max_rate=0.0, min_rate=0.0}"],
+            "max_rate: Input should be greater",
+        ),
+        (["rollout.min_tokens=2"], "min_tokens is not for RL"),
         (["value.lamb=1"], "unknown key 'value.lamb'; the nearest known key is 'value.lam'"),
     ],
 )
@@ -240,4 +240,28 @@ def test_bad_recipes_are_one_line(tmp_path, words, message) -> None:
     assert result.returncode == 2
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ("value", ["value.enabled=true"]),
+        ("reference", ["objective.options.kl_to=reference"]),
+    ],
+)
+@pytest.mark.parametrize(
+    ("preset", "change", "message"),
+    [
+        ("sdar/tiny", "vocab_size=999", "has vocab_size 999, the policy"),
+        ("llada/tiny", "mask_token_id=2", "the policy"),
+    ],
+)
+def test_other_models_have_to_read_the_policys_rows(tmp_path, section, words, preset, change, message) -> None:
+    other = tmp_path / "other"
+    assert unmask("checkpoint", "new", preset, other, change).returncode == 0
+    result = unmask("rl", write_recipe(tmp_path, "rl", RL), f"run.dir={tmp_path / 'run'}", *words, f"{section}.path={other}")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert f"{section}.path {other}: has " in result.stderr
+    assert message in result.stderr
     assert not (tmp_path / "run").exists()

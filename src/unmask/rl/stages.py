@@ -41,24 +41,23 @@ def make_stages(recipe: RlRecipe, model: Decoder) -> list[Stage]:
     if (train_block_size or recipe.block_schedule) and spec.attention != "block_causal":
         key = "block_schedule" if recipe.block_schedule else "objective.options.block_size"
         raise UnmaskError(f"{key} is for block models; {spec.family} has {spec.attention} attention")
-    own = recipe.rollout.block_size or spec.block_size
-    plan: list[tuple[int, int, int | None]] = [
-        (s.from_step, s.rollout_block_size, s.train_block_size) for s in recipe.block_schedule
-    ]
+    plan: list[tuple[int, int, int | None]]
+    plan = [(s.from_step, s.rollout_block_size, s.train_block_size) for s in recipe.block_schedule]
+    shared = {key: value for key, value in options.items() if key != "block_size"}
     stages = []
-    for from_step, rollout_block_size, block_size in plan or [(0, own, train_block_size)]:
-        differs = block_size not in (None, rollout_block_size)  # else the views are the sampler's
-        plugin = Plugin(name=recipe.objective.name, options={**options, "block_size": block_size if differs else None})
+    for from_step, rollout_size, train_size in plan or [(0, recipe.rollout.block_size or spec.block_size, train_block_size)]:
+        differs = train_size not in (None, rollout_size)  # else the views are the sampler's
+        own = {**shared, "block_size": train_size} if differs else shared
+        objective = make_rl_objective(Plugin(name=recipe.objective.name, options=own), model)
         params = recipe.rollout
         if spec.attention == "block_causal":  # by number: the model's own may change
-            params = params.model_copy(update={"block_size": rollout_block_size})
-        objective = make_rl_objective(plugin, model)
+            params = params.model_copy(update={"block_size": rollout_size})
         if recipe.train.old_logprobs == "rollout" and not objective.has_sampler_views:
             raise UnmaskError(
                 "train.old_logprobs = rollout is for views that the sampler saw; those of this objective (its masks, "
                 "trace_shrink or block size) are others: use auto"
             )
-        stages.append(Stage(from_step, params, objective, block_size, options.get("trace_shrink", 1)))
+        stages.append(Stage(from_step, params, objective, train_size, options.get("trace_shrink", 1)))
     return stages
 
 

@@ -13,6 +13,7 @@ import os
 import platform
 import shutil
 import sys
+import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -141,13 +142,16 @@ class Run:
         recipe = self.recipe
         self.num_steps += 1
         self._record(self.metrics, metrics)
-        self._record(self.timings, timings)
         measured: dict[str, float] = {}
+        seconds = dict(timings)
         is_last = self.num_steps >= recipe.train.max_steps
         if recipe.eval.every_steps and (self.num_steps % recipe.eval.every_steps == 0 or is_last):
+            start = time.monotonic()
             measured = self._measure()
+            seconds["eval_s"] = time.monotonic() - start
             if self._is_target_reached():
                 self._reason = "target"
+        self._record(self.timings, seconds)
         if self._reason is None and is_last:
             self._reason = "max_steps"
         self.progress.show_step(self.num_steps, {**metrics, "seconds": timings["step_s"]}, measured)
