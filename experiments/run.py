@@ -22,6 +22,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
+RESULTS = HERE / "results"
 
 
 def unmask(words: list[str]) -> None:
@@ -84,7 +85,7 @@ def summarise(name: str, plan: dict, folders: dict[tuple[str, int], Path]) -> No
     write_table(name, plan["question"], ("cell", "metric", "first", "last", "last, per seed", "wobble"), rows)
     labels = [word for cell, _ in folders for word in ("--label", cell)]
     metrics = [word for metric in plan["metrics"] for word in ("--metric", metric)]
-    unmask(["plot", *map(str, folders.values()), *labels, *metrics, "--output", str(HERE / "results" / name / "plot.png")])
+    unmask(["plot", *map(str, folders.values()), *labels, *metrics, "--output", str(RESULTS / name / "plot.png")])
 
 
 def compare_decoding(name: str, plan: dict, base: Path, out: Path, seeds: list[int]) -> None:
@@ -111,19 +112,19 @@ def compare_decoding(name: str, plan: dict, base: Path, out: Path, seeds: list[i
         series.append(Series(mode, *map(list, zip(*ends, strict=True))))
     chart = Chart("accuracy and tokens per forward", "tokens per forward", "accuracy", series)
     note = "Each line goes up from the base to the mean of the checkpoints after RL."
-    draw_charts([chart], name, HERE / "results" / name / "plot.png", note)
+    draw_charts([chart], name, RESULTS / name / "plot.png", note)
 
 
 def write_csv(name: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    (HERE / "results" / name).mkdir(parents=True, exist_ok=True)
-    with open(HERE / "results" / name / "metrics.csv", "w", newline="") as file:
+    (RESULTS / name).mkdir(parents=True, exist_ok=True)
+    with open(RESULTS / name / "metrics.csv", "w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([header, *rows])
 
 
 def write_table(name: str, question: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     lines = [" | ".join(row) for row in (header, ["---"] * len(header), *rows)]
     text = "\n".join([question, "", *(f"| {line} |" for line in lines), ""])
-    (HERE / "results" / name / "summary.md").write_text(text)
+    (RESULTS / name / "summary.md").write_text(text)
     print(text)
 
 

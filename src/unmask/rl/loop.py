@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from unmask.config import RlRecipe
+from unmask.config.schema import RlTrainConfig
 from unmask.data.chat import ChatTokenizer
 from unmask.data.sources import EpochOrder, Source
 from unmask.engine import Engine
@@ -26,7 +27,7 @@ from unmask.rl.stages import Stage, enter_stage
 from unmask.train.run import Outcome, Run
 from unmask.train.stopwatch import Stopwatch
 from unmask.train.trainer import Trainer
-from unmask.types import Example, RolloutGroup
+from unmask.types import Example, Rollout, RolloutGroup
 
 
 def train_rl(
@@ -92,12 +93,8 @@ def train_rl(
                 signal = [r for r in signal if r.advantage != 0 or r.token_advantages is not None]
 
             # 3. Rows of all policy updates: several epochs over even, seeded minibatches.
-            updates = []
-            if critic is None or step >= recipe.value.warmup_steps:
-                for epoch in range(settings.num_epochs):
-                    for part in minibatches(signal, settings.num_minibatches, derive_seed(seed, step, epoch)):
-                        rows = fit_rows(stage.objective.rows(part, num_sequences=len(part), draw=epoch), trainer.max_tokens)
-                        updates += [rows] if rows else []
+            is_waiting = critic is not None and step < recipe.value.warmup_steps
+            updates = [] if is_waiting else plan_updates(stage, signal, settings, (seed, step), trainer.max_tokens)
 
             # 4. Old log-probabilities: the sampler's own, unless its arithmetic or its views are not the trainer's.
             if needs_old_logprobs(recipe, stage, trainer):
@@ -134,6 +131,17 @@ def set_advantages(groups: Sequence[RolloutGroup], advantage: Callable[[np.ndarr
     for group, row in zip(groups, values, strict=True):
         for rollout, value in zip(group.rollouts, row, strict=True):
             rollout.advantage = float(value)
+
+
+def plan_updates(
+    stage: Stage, rollouts: Sequence[Rollout], config: RlTrainConfig, seed_keys: tuple[int, ...], max_tokens: int
+) -> list[list[TrainRow]]:
+    """The rows of every optimizer step (none without rows), cut to at most `max_tokens` tokens."""
+    updates = []
+    for epoch in range(config.num_epochs):
+        for part in minibatches(rollouts, config.num_minibatches, derive_seed(*seed_keys, epoch)):
+            updates.append(fit_rows(stage.objective.rows(part, num_sequences=len(part), draw=epoch), max_tokens))
+    return [rows for rows in updates if rows]
 
 
 def needs_old_logprobs(recipe: RlRecipe, stage: Stage, trainer: Trainer) -> bool:
