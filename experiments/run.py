@@ -20,6 +20,8 @@ import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from unmask.files import new_file
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 RESULTS = HERE / "results"
@@ -90,9 +92,6 @@ def summarise(name: str, plan: dict, folders: dict[tuple[str, int], Path]) -> No
 
 def compare_decoding(name: str, plan: dict, base: Path, out: Path, seeds: list[int]) -> None:
     """`unmask eval` of the base and of what another experiment's first cell made of it."""
-    from unmask.viewer.charts import Chart, Series
-    from unmask.viewer.picture import draw_charts
-
     cell = next(iter(tomllib.loads((HERE / f"{plan['after']}.toml").read_text())["cells"]))
     after = {f"{cell}, seed {seed}": out.parent / plan["after"] / f"{cell}-seed-{seed}" for seed in seeds}
     rows = []
@@ -105,14 +104,24 @@ def compare_decoding(name: str, plan: dict, base: Path, out: Path, seeds: list[i
     write_csv(name, ("checkpoint", "mode", "accuracy", "standard_error", "tokens_per_forward"), rows)
     table = [(label, mode, f"{a:.1%} ± {e:.1%}", f"{tpf:.2f}") for label, mode, a, e, tpf in rows]
     write_table(name, plan["question"], ("checkpoint", "mode", "accuracy", "tokens per forward"), table)
-    series = []
-    for mode in dict.fromkeys(row[1] for row in rows):
-        before, *trained = [(row[4], row[2]) for row in rows if row[1] == mode]
-        ends = [before, tuple(map(statistics.mean, zip(*trained, strict=True)))]
-        series.append(Series(mode, *map(list, zip(*ends, strict=True))))
-    chart = Chart("accuracy and tokens per forward", "tokens per forward", "accuracy", series)
-    note = "Each line goes up from the base to the mean of the checkpoints after RL."
-    draw_charts([chart], name, RESULTS / name / "plot.png", note)
+    draw_moves(name, rows)
+
+
+def draw_moves(name: str, rows: Sequence[tuple[str, str, float, float, float]]) -> None:
+    """An arrow for each mode, from the base to the mean of the other checkpoints."""
+    from matplotlib.figure import Figure
+
+    figure = Figure((6.6, 4.4), dpi=130, layout="constrained")
+    axes = figure.add_subplot(xlabel="tokens per forward", ylabel="accuracy", title="From the base to the checkpoints after RL")
+    for colour, mode in enumerate(dict.fromkeys(row[1] for row in rows)):
+        before, *after = [(row[4], row[2]) for row in rows if row[1] == mode]
+        end = [statistics.mean(values) for values in zip(*after, strict=True)]
+        axes.annotate("", end, before, arrowprops={"arrowstyle": "->", "color": f"C{colour}", "lw": 1.8})
+        axes.plot(*zip(before, end, strict=True), "o", color=f"C{colour}", label=mode)
+    axes.grid(color="#dce1e8")
+    axes.legend(frameon=False, fontsize=9)
+    with new_file(RESULTS / name / "plot.png") as temporary:
+        figure.savefig(temporary, format="png")
 
 
 def write_csv(name: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
