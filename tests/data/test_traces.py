@@ -19,7 +19,7 @@ from unmask.objectives.trace_views import trace_rows
 from unmask.objectives.views import Grid
 from unmask.train.run import read_metrics
 from unmask.train.sft import demonstration
-from unmask.types import Rollout, SamplingParams, TraceRecord
+from unmask.types import Demonstration, Rollout, SamplingParams, TraceRecord
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +63,16 @@ def test_the_rows_are_those_of_rl(file, traces) -> None:
         assert row.values["weight"].tolist() == want.values["weight"].tolist()
     [first] = trace_rows(traces[0], Grid(4), 2)
     assert rows[0].input_ids.tolist() == first.input_ids.tolist()
+
+
+@pytest.mark.parametrize(("options", "block_size", "shrink"), [({"trace_shrink": 2}, 4, 2), ({"block_size": 8}, 8, 1)])
+def test_options_of_trace_sft(traces, options, block_size, shrink) -> None:
+    objective = TraceSft(TraceSft.Options(**options), make_model().spec, 0)
+    rows = objective.rows([Demonstration(i, 0, t.prompt_ids, t.response_ids, t) for i, t in enumerate(traces)])
+    wanted = [row for t in traces for row in trace_rows(t, Grid(block_size), 2, trace_shrink=shrink)]
+    plain = [row for t in traces for row in trace_rows(t, Grid(4), 2)]
+    assert [row.input_ids.tolist() for row in rows] == [row.input_ids.tolist() for row in wanted]
+    assert [row.input_ids.tolist() for row in rows] != [row.input_ids.tolist() for row in plain]
 
 
 def test_token_ids_are_those_of_the_model(tmp_path, file) -> None:

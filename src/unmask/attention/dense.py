@@ -16,10 +16,16 @@ class DenseAttention:
         self.attn_mask = visibility(q, k)[:, None]
 
     def __call__(self, q_BHQD: Tensor, k_BGKD: Tensor, v_BGKD: Tensor) -> Tensor:
-        dtype = q_BHQD.dtype
-        if dtype == torch.float32 and not torch.is_grad_enabled() and q_BHQD.device.type == "cpu":
-            # The rounding of float32 attention scores depends on the shape of the call and is what limits exact replay
-            # (docs/log.md: mismatch 8e-6 -> 2e-6 with peaked attention). Forward only, float64 costs little on a CPU.
-            q_BHQD, k_BGKD, v_BGKD = q_BHQD.double(), k_BGKD.double(), v_BGKD.double()
-        out = F.scaled_dot_product_attention(q_BHQD, k_BGKD, v_BGKD, attn_mask=self.attn_mask, enable_gqa=True)
-        return out.to(dtype)
+        q, k, v = replayable(q_BHQD, k_BGKD, v_BGKD)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=self.attn_mask, enable_gqa=True).to(q_BHQD.dtype)
+
+
+def replayable(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values in float64, where that is what exact replay rests on: float32 without gradient on a CPU.
+
+    The rounding of float32 attention scores depends on the shape of the call and is what limits replay (docs/log.md:
+    mismatch 8e-6 -> 2e-6 with peaked attention). Forward only, float64 costs little on a CPU.
+    """
+    if q.dtype == torch.float32 and q.device.type == "cpu" and not torch.is_grad_enabled():
+        return q.double(), k.double(), v.double()
+    return q, k, v

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unmask.attention.dense import replayable
 from unmask.attention.rule import CLEAN, PAD_DOC, TokenLayout, is_visible
 
 TILE = 64  # queries; larger tiles see more keys in vain, smaller ones make the kernel slow (docs/log.md)
@@ -55,11 +56,7 @@ class TiledAttention:
 
     def __call__(self, q_BHLD: Tensor, k_BGLD: Tensor, v_BGLD: Tensor) -> Tensor:
         rows, num_heads, length, head_dim = q_BHLD.shape
-        dtype = q_BHLD.dtype
-        if dtype == torch.float32 and not torch.is_grad_enabled() and q_BHLD.device.type == "cpu":
-            # As in the dense backend: float32 scores are what limits exact replay.
-            q_BHLD, k_BGLD, v_BGLD = q_BHLD.double(), k_BGLD.double(), v_BGLD.double()
-        q, k, v = (x.transpose(1, 2).flatten(0, 1).flatten(1) for x in (q_BHLD, k_BGLD, v_BGLD))
+        q, k, v = (x.transpose(1, 2).flatten(0, 1).flatten(1) for x in replayable(q_BHLD, k_BGLD, v_BGLD))
         outputs = []
         for group, bias in zip(self.groups, self._biases(q.dtype), strict=True):
             q_THQD, k_TGKD, v_TGKD = (
@@ -69,7 +66,7 @@ class TiledAttention:
             out_THQD = F.scaled_dot_product_attention(q_THQD, k_TGKD, v_TGKD, attn_mask=bias, enable_gqa=True)
             outputs.append(out_THQD.transpose(1, 2).flatten(0, 1).flatten(1))
         out = torch.cat(outputs).index_select(0, self.order_N)
-        return out.view(rows, length, num_heads, head_dim).transpose(1, 2).to(dtype)
+        return out.view(rows, length, num_heads, head_dim).transpose(1, 2).to(q_BHLD.dtype)
 
     def _biases(self, dtype: torch.dtype) -> list[Tensor]:
         if dtype not in self._bias:
