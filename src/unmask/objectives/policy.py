@@ -43,7 +43,7 @@ def kl_estimate(new_N: Tensor, old_N: Tensor, kind: str) -> Tensor:
         return d_N
     if kind == "k2":
         return d_N.square() / 2
-    return torch.exp((-d_N).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)) - 1 + d_N
+    return torch.expm1((-d_N).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)) + d_N  # exp - 1 would be rounded to 1e-7
 
 
 class PolicyOptions(BaseModel):
