@@ -112,6 +112,20 @@ def test_float32_and_float64_paths_agree(backend) -> None:
     torch.testing.assert_close(attend(q.requires_grad_(), k, v), precise, atol=2e-6, rtol=0)
 
 
+@pytest.mark.parametrize("backend", ["dense", "tiled"])
+def test_scores_without_gradient_are_not_rounded_to_float32(backend) -> None:
+    """Exact replay rests on it: with peaked attention, float32 scores are off by their size times 6e-8."""
+    layout = random_layout(2, 40)
+    attend = BACKENDS[backend](layout, layout)
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (scale * torch.randn(2, 3, 40, 8, generator=g) for scale in (6.0, 6.0, 1.0))
+    exact = attend(q.double(), k.double(), v.double())
+    with torch.no_grad():
+        error = (attend(q, k, v) - exact).abs().max()
+    assert error < 1.5e-7  # of the result's own rounding
+    assert (attend(q, k, v) - exact).abs().max() > 3 * error
+
+
 def test_unknown_backend_lists_the_known() -> None:
     with pytest.raises(UnmaskError, match="unknown attention backend 'sparse'; known: auto, dense, tiled, flex"):
         get_backend("sparse", torch.device("cpu"))

@@ -65,10 +65,13 @@ def test_split_rows_have_all_that_they_need(rows, max_tokens) -> None:
 
 def test_packs_keep_to_the_budget_and_to_the_prompts(rows) -> None:
     """Rows with one prompt follow each other, and pay for it once."""
-    packs = list(pack_rows(rows, 200))
-    sizes = [collate(pack).input_ids_BL.shape[1] for pack in packs]
-    assert max(sizes) <= 200
-    assert len(packs) > 1
+    for max_tokens in (100, 110, 121, 134, 150, 200, 277):
+        packs = list(pack_rows(rows, max_tokens))
+        sizes = [collate(pack).input_ids_BL.shape[1] for pack in packs]
+        assert max(sizes) <= max_tokens
+        assert len(packs) > 1
+        for size, following in zip(sizes, packs[1:], strict=False):  # what comes next would have been too much
+            assert size + len(following[0].input_ids) > max_tokens
     [pack] = pack_rows(rows, 10**6)
     assert [row.num_shared for row in pack] == [8, 8, 8, 12, 12, 12, 0]
     assert collate(pack).input_ids_BL.shape == (1, sum(len(row.input_ids) for row in rows) - 2 * 8 - 2 * 12)

@@ -77,7 +77,7 @@ def trace_rows(
     position_CT = view_positions(block_S, block_C)
     pair_CT, live_C1 = pair_S[position_CT], live_C[:, None]
     noisy_ids_CT = np.where(pair_CT >= live_C1, mask_token_id, token_ids_S[position_CT])
-    is_target_CT = (pair_CT == live_C1) & is_trained_S[position_CT] & (position_CT >= 0)
+    is_target_CT = (pair_CT == live_C1) & is_trained_S[position_CT]  # where a block is shorter, nothing is read
     is_full = grid.block_size is None
     rows = make_rows(token_ids_S, block_S, num_prompt, position_CT, noisy_ids_CT, is_target_CT, is_full=is_full)
     logprobs = np.array(trace.logprobs, dtype=np.float32)
