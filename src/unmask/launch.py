@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -15,12 +16,13 @@ from unmask.attention import get_backend
 from unmask.config import Plugin, RlRecipe, RunConfig, SftRecipe, fill_plugins
 from unmask.config.schema import EngineLimits, MachineConfig, ModelConfig, OptimizerConfig
 from unmask.data.chat import MASK, ChatTokenizer
-from unmask.data.sources import SOURCES, open_source
+from unmask.data.sources import SOURCES, Source, open_source
 from unmask.data.traces import TraceSource
 from unmask.diffusion.remasking import get_strategy
 from unmask.engine import Engine
 from unmask.errors import UnmaskError
 from unmask.evaluate import METRICS, evaluate, take_examples
+from unmask.files import read_json, write_text
 from unmask.models import Decoder, ValueModel
 from unmask.models.checkpoint import load_model, new_model
 from unmask.models.decoder import Backbone
@@ -41,6 +43,8 @@ from unmask.train.run import Outcome, Run
 from unmask.train.sft import demonstration, train_sft
 from unmask.train.sinks import check_packages
 from unmask.train.trainer import Model, Trainer
+
+ORIGINS = "origins.json"  # in a run folder: the folders that the models' paths meant when it began
 
 
 def resolve(recipe: SftRecipe | RlRecipe) -> SftRecipe | RlRecipe:
@@ -100,6 +104,25 @@ def find_model_folder(path: str, revision: str = "", *, weights: bool = True) ->
     return resolve_folder(path, revision or None, weights=weights)
 
 
+def pin_folders(recipe: SftRecipe | RlRecipe, folder: Path, resume: bool) -> tuple[SftRecipe | RlRecipe, dict[str, str]]:
+    """The recipe with the folders that its models' paths mean now, and these folders by section. A resumed run keeps those
+    that it began with: the newest checkpoint of a run, or a branch on the hub, may be another one by then.
+    """
+    file = folder / ORIGINS
+    origins: dict[str, str] = read_json(file) if resume and file.is_file() else {}
+    pinned = {}
+    for name in ("model", "value", "reference"):
+        section = getattr(recipe, name, None)
+        if section is None or not section.path:
+            continue
+        if name not in origins:
+            origins[name] = str(find_model_folder(section.path, getattr(section, "revision", "")).resolve())
+        elif not Path(origins[name]).is_dir():
+            raise UnmaskError(f"{file}: {name} was {origins[name]}, which is gone; put it back, or name a copy of it there")
+        pinned[name] = section.model_copy(update={"path": origins[name], **({"revision": ""} if name == "model" else {})})
+    return recipe.model_copy(update=pinned), origins
+
+
 def open_model(config: ModelConfig, source: Plugin, run: RunConfig, scratch: Path) -> tuple[Decoder, ChatTokenizer, Path]:
     """The model to train, its tokenizer, and a folder with the tokenizer's files (`scratch` for a preset)."""
     device = use_machine(run)
@@ -128,7 +151,8 @@ def start(recipe: SftRecipe | RlRecipe, *, resume: bool = False, title: str = ""
     seed = recipe.run.seed
     seed_rng(seed)
     with tempfile.TemporaryDirectory() as scratch:
-        model, tokenizer, tokenizer_from = open_model(recipe.model, recipe.source, recipe.run, Path(scratch))
+        pinned, origins = pin_folders(recipe, folder, resume)
+        model, tokenizer, tokenizer_from = open_model(pinned.model, recipe.source, recipe.run, Path(scratch))
         source = open_source(recipe.source, "train", seed)
         steps = recipe.train.max_steps
         if isinstance(recipe, RlRecipe):
@@ -141,20 +165,38 @@ def start(recipe: SftRecipe | RlRecipe, *, resume: bool = False, title: str = ""
         # What is wrong with the data or the parts is found before there is a run folder.
         if isinstance(recipe, SftRecipe):
             if isinstance(source, TraceSource):
-                source.check_vocabulary(model.spec.vocab_size)
+                source.check_model(model.spec, recipe.objective.options.get("block_size"))
             objective = make_sft_objective(recipe.objective, model, seed)
+            check_demonstrations(source)
             objective.rows([demonstration(source, tokenizer, 0, 0)])
             run = Run(folder, recipe, trainer, tokenizer_from, evaluator, resume=resume, title=title)
+            write_text(folder / ORIGINS, json.dumps(origins, indent=2) + "\n")
             return train_sft(recipe, run, source, tokenizer, objective)
-        take_examples(source, 16)
+        assert isinstance(pinned, RlRecipe)
+        first, *_ = take_examples(source, num_to_check(source))
         stages = make_stages(recipe, model)
-        critic, reference = make_critic(recipe, model), make_reference(recipe, model)
+        for stage in stages:
+            engine.check(tokenizer.prompt_ids(first), stage.params, name="rollout")
+        critic, reference = make_critic(pinned, model), make_reference(pinned, model)
         rewards = RewardPool(recipe.reward, recipe.train.reward_workers)
         run = Run(
             folder, recipe, trainer, tokenizer_from, evaluator, resume=resume, title=title,
             value_trainer=critic.trainer if critic else None,
         )  # fmt: skip
+        write_text(folder / ORIGINS, json.dumps(origins, indent=2) + "\n")
         return train_rl(recipe, run, engine, source, tokenizer, stages, rewards, critic, reference)
+
+
+def num_to_check(source: Source) -> int:
+    """How many examples are looked at before a run begins: all of a file, some where they are made up as they are asked for."""
+    return len(source) if source.vocabulary is None else min(16, len(source))
+
+
+def check_demonstrations(source: Source) -> None:
+    """Raises `UnmaskError` for an example that is none for supervised fine-tuning."""
+    for example in map(source.__getitem__, range(num_to_check(source))):
+        if example.response is None and example.trace is None:
+            raise UnmaskError(f"example {example.id}: has no response; supervised fine-tuning needs demonstrations")
 
 
 def make_trainer(model: Model, recipe: SftRecipe | RlRecipe, optimizer: OptimizerConfig, num_steps: int) -> Trainer[Model]:
@@ -218,6 +260,7 @@ def make_evaluator(
     if config.every_steps:
         held_out = open_source(source, "held_out", recipe.run.seed)
         examples = take_examples(held_out, config.num_examples, config.first_example)
+        engine.check(tokenizer.prompt_ids(examples[0]), config.sampling, name="eval.sampling")
 
     def measure() -> dict[str, float]:
         engine.update_weights(policy_version=trainer.optimizer_step)

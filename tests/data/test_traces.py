@@ -89,6 +89,28 @@ def test_token_ids_are_those_of_the_model(tmp_path, file) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_broken_blocks_are_named_with_their_line(file, traces, tmp_path) -> None:
+    """Of the objective's own blocks; other blocks are filled up."""
+    spec = make_model().spec
+    source = open_source(Plugin(name="traces", options={"path": str(file), "drops_cut": False}), "train", 0)
+    source.check_model(spec)
+    source._examples[3].trace.canvas_ids.append(5)
+    num = traces[3].num_tokens + 1
+    with pytest.raises(UnmaskError, match=rf"traces.jsonl:4: prompt and canvas have {num} tokens, not whole blocks of 4"):
+        source.check_model(spec)
+    source.check_model(spec, block_size=8)
+    source.check_model(make_model().spec.__class__(**{**spec.__dict__, "attention": "bidirectional"}))
+
+
+def test_traces_of_nothing_are_left_out(tmp_path, traces) -> None:
+    record = TraceRecord("0", traces[0], "1+2=?", "x").to_dict()
+    record["trace"]["step_map"] = [-1] * len(record["trace"]["step_map"])
+    path = tmp_path / "traces.jsonl"
+    path.write_text(json.dumps(record) + "\n")
+    with pytest.raises(UnmaskError, match="none of its 1 traces is left"):
+        open_source(Plugin(name="traces", options={"path": str(path), "drops_cut": False}), "train", 0)
+
+
 @pytest.mark.parametrize("objective", ["trace", "semi_ar", "random_masking"])
 def test_every_objective_trains_on_what_eval_recorded(tmp_path, objective) -> None:
     """From a model to traces of its training questions to SFT on them, by the commands."""

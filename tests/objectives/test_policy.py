@@ -50,6 +50,21 @@ def test_the_penalty_is_to_whom_it_says(model, kl_to, kind) -> None:
         assert sums["ref_kl_sum"].item() == pytest.approx(((-d).exp() - 1 + d).sum().item(), abs=1e-6)
 
 
+@pytest.mark.parametrize("d", [-30.0, -10.1, -9.9, -1e-6, 9.9, 10.1, 30.0])
+def test_gradients_keep_their_sign_far_away(model, d) -> None:
+    """The penalty pulls back, and an unlikely token that has become likely is pushed down, however far they are."""
+    far = {key: value[:1] for key, value in VALUES.items()} | {"old_logprobs": [-40.0], "weight": [1.0]}
+    far["rollout_logprobs"] = far["old_logprobs"]
+    new = torch.tensor([d - 40.0], requires_grad=True)
+    loss, _ = loss_of(model, new, {**far, "advantage": [0.0]}, kl_beta=1.0)
+    [pull] = torch.autograd.grad(loss, new)
+    assert torch.isfinite(loss)
+    assert pull.item() == 0 if abs(d) < 1e-5 else pull.item() * d > 0
+    if d > 0:
+        [push] = torch.autograd.grad(loss_of(model, new, {**far, "advantage": [-1.0]}, kl_beta=0.0)[0], new)
+        assert push.item() == pytest.approx(np.exp(min(d, 10.0)), rel=1e-4)
+
+
 @pytest.mark.parametrize("cap", [0.0, 1.1, 2.0, 100.0])
 def test_importance_weights_are_truncated(model, cap) -> None:
     """min(pi_old / pi_sampler, cap) on the surrogate, not on the KL; without gradient; 0 = none."""

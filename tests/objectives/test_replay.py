@@ -12,7 +12,7 @@ from unmask.diffusion.generate import generate
 from unmask.engine import Engine
 from unmask.errors import UnmaskError
 from unmask.models.checkpoint import load_model
-from unmask.objectives.rows import collate, score_targets
+from unmask.objectives.rows import collate, pack_rows, score_targets
 from unmask.objectives.trace_views import replay_logprobs, trace_rows
 from unmask.objectives.views import Grid
 from unmask.types import SamplingParams
@@ -108,6 +108,20 @@ def test_the_trainers_own_forward_replays_too(model, block_size) -> None:
     for backend in (DenseAttention, BACKENDS["tiled"]):
         got = score_targets(model, batch, backend).logprobs_N
         assert got.requires_grad
+        torch.testing.assert_close(got.detach(), batch.values["rollout_logprobs"], atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("row", [r for r in ROWS if r.name != "toy"], ids=str)
+def test_the_update_of_every_family_replays_too(row) -> None:
+    model = build(row)
+    stops = tuple(range(10, 14))
+    params = SamplingParams(max_new_tokens=18, confidence_threshold=0.3, stop_token_ids=stops)
+    traces = generate(model, random_prompts([0, 3, 7, 8]), params)
+    grids = [Grid.of(model.spec, trace.block_size) for trace in traces]
+    rows = [r for t, grid in zip(traces, grids, strict=True) for r in trace_rows(t, grid, model.spec.mask_token_id)]
+    for pack in pack_rows(rows, 150):
+        batch = collate(pack)
+        got = score_targets(model, batch, BACKENDS["tiled"]).logprobs_N
         torch.testing.assert_close(got.detach(), batch.values["rollout_logprobs"], atol=TOLERANCE, rtol=0)
 
 

@@ -13,9 +13,11 @@ from tests.models.rows import opinionated
 from unmask.config.schema import OptimizerConfig, ValueConfig
 from unmask.diffusion.generate import generate
 from unmask.models import ValueModel
+from unmask.objectives.advantages import get_advantage
 from unmask.objectives.rows import collate, target_hidden
 from unmask.objectives.trace_views import trace_rows
 from unmask.objectives.views import Grid
+from unmask.rl.collect import has_signal
 from unmask.rl.critic import Critic, set_process_advantages
 from unmask.train.trainer import Trainer
 from unmask.types import Example, Message, Rollout, RolloutGroup, SamplingParams
@@ -138,24 +140,48 @@ def test_the_loss_is_a_mean_over_what_it_says(parts, kind) -> None:
     assert critic.update(rows_of, (0, 1))["value_loss"] == pytest.approx(wanted / 2, abs=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["group_zscore", "leave_one_out", "none"])
 @pytest.mark.parametrize("gamma", [1.0, 0.9])
-def test_process_rewards_without_a_value_model(parts, gamma) -> None:
-    """Rewards to come, the outcome among them, standardised over the group's tokens; other groups stay as they are."""
+def test_process_rewards_without_a_value_model(parts, gamma, kind) -> None:
+    """At each position, what the advantage makes of outcome + rewards to come in the group; what has ended has its outcome."""
     model, views, traces = parts
     block_size = 4 if model.spec.attention == "block_causal" else None
     example = Example(id="q", messages=(Message(role="user", content="?"),))
-    paid, unpaid = rollouts_of(traces[:4], has_process=True), rollouts_of(traces[4:])
-    for rollout, reward in zip(paid, (1.0, 0.0, 0.0, 1.0), strict=True):
+    rollouts = rollouts_of(traces, has_process=True)
+    rollouts[4].token_rewards = None
+    for rollout, reward in zip(rollouts, (1.0, 0.0, 0.0, 1.0, 1.0, 0.0), strict=True):
         rollout.reward = reward
-    set_process_advantages([RolloutGroup(example, paid), RolloutGroup(example, unpaid)], views, gamma)
-    assert all(rollout.token_advantages is None for rollout in unpaid)
-    to_come = []
-    for rollout in paid:
-        steps = plain_steps(rollout, len(rollout.trace.prompt_ids), block_size)
-        nothing = dict.fromkeys(range(rollout.trace.num_response_tokens), 0.0)
-        to_come.append(plain_gae(rollout, steps, nothing, rollout.reward, gamma, 1.0)[1])
-    every = np.array([a for of in to_come for a in of.values()])
-    for rollout, of in zip(paid, to_come, strict=True):
-        wanted = {i: (a - every.mean()) / every.std() for i, a in of.items()}
-        assert {i: rollout.token_advantages[i] for i in of} == pytest.approx(wanted, abs=1e-9)
-        assert not rollout.token_advantages[rollout.trace.num_response_tokens :].any()
+    groups = [RolloutGroup(example, rollouts[:3]), RolloutGroup(example, rollouts[3:])]
+    set_process_advantages(groups, views, get_advantage(kind), gamma)
+    for group in groups:
+        to_come = []
+        for rollout in group.rollouts:
+            steps = plain_steps(rollout, len(rollout.trace.prompt_ids), block_size)
+            nothing = dict.fromkeys(range(rollout.trace.num_response_tokens), 0.0)
+            to_come.append(plain_gae(rollout, steps, nothing, 0.0, gamma, 1.0)[1])
+        for member, rollout in enumerate(group.rollouts):
+            for i in range(rollout.trace.num_response_tokens):
+                column = [r.reward + of.get(i, 0.0) for r, of in zip(group.rollouts, to_come, strict=True)]
+                wanted = get_advantage(kind)(np.array([column]))[0, member]
+                assert rollout.token_advantages[i] == pytest.approx(wanted, abs=1e-9)
+
+
+def test_equal_process_rewards_are_no_signal(parts) -> None:
+    """Equal responses have no advantage anywhere; without process rewards in it, nothing is set."""
+    _, views, traces = parts
+    example = Example(id="q", messages=(Message(role="user", content="?"),))
+
+    def group(*token_rewards) -> RolloutGroup:
+        return RolloutGroup(example, [Rollout(traces[0], "", reward=1.0, token_rewards=rewards) for rewards in token_rewards])
+
+    n = traces[0].num_response_tokens
+    right = [0.25, *[0.0] * (n - 2), 0.25]
+    same = group(right, right, right)
+    set_process_advantages([same], views, get_advantage("group_zscore"), 1.0)
+    assert not any(rollout.token_advantages.any() for rollout in same.rollouts)
+    assert not has_signal(same)
+    assert has_signal(group(right, right, [0.0] * n))
+    assert not has_signal(group([0.0] * n, [0.0] * n))
+    unpaid = group(None, None)
+    set_process_advantages([unpaid], views, get_advantage("group_zscore"), 1.0)
+    assert all(rollout.token_advantages is None for rollout in unpaid.rollouts)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
-from tests.recipes import RL, unmask, write_recipe
+from tests.recipes import RL, SFT, unmask, write_recipe
+from unmask import launch
 from unmask.config import Plugin
 from unmask.config.schema import OptimizerConfig
 from unmask.data.chained_arithmetic import ChainedArithmetic
@@ -83,15 +86,67 @@ def test_minibatches_are_even_and_complete(parts) -> None:
     assert len(minibatches(rollouts[:2], 4, seed=1)) == 2  # never an empty one
 
 
-def test_metrics_without_signal_are_zeros_not_crashes(parts) -> None:
+def test_metrics_without_updates_are_counts(parts) -> None:
     model, tokenizer, source, reward = parts
     groups = make_rollouts(Engine(model), tokenizer, [source[0]], PARAMS, reward, group_size=2)
     for group in groups:
         for rollout in group.rollouts:
             rollout.reward = 0.0
     metrics = {**rollout_metrics(Collected(groups, groups, 1)), **update_metrics([])}
-    assert (metrics["groups_without_signal"], metrics["num_updates"], metrics["loss"]) == (1, 0, 0.0)
+    assert (metrics["groups_without_signal"], metrics["num_updates"], metrics["num_trained_tokens"]) == (1, 0, 0)
+    assert not {"loss", "kl", "entropy", "grad_norm", "lr"} & metrics.keys()  # nothing was measured: no point in a curve
     assert all(np.isfinite(v) for v in metrics.values())
+
+
+def test_responses_are_scored_while_others_are_decoded(parts, monkeypatch) -> None:
+    model, tokenizer, source, reward = parts
+    events: list[str] = []
+    stream, submit = Engine.stream, RewardPool.submit
+
+    def spied_stream(self, *args):
+        for index, output in stream(self, *args):
+            if output.trace is not None:
+                events.append("decoded")
+            yield index, output
+
+    monkeypatch.setattr(Engine, "stream", spied_stream)
+    monkeypatch.setattr(RewardPool, "submit", lambda *args: (events.append("submitted"), submit(*args))[1])
+    make_rollouts(Engine(model, max_sequences=2), tokenizer, [source[i] for i in range(3)], PARAMS, reward, group_size=2)
+    assert events == ["decoded", "submitted"] * 6
+
+
+def test_the_recipe_says_how_many_workers(tmp_path, monkeypatch) -> None:
+    asked: list[int] = []
+
+    class Spied(RewardPool):
+        def __init__(self, plugin, num_workers=0):
+            asked.append(num_workers)
+            super().__init__(plugin, num_workers)
+
+    monkeypatch.setattr(launch, "RewardPool", Spied)
+    recipe, words = write_recipe(tmp_path, "rl", RL), ("train.max_steps=1", "eval.every_steps=0")
+    for workers in (0, 2):
+        assert (
+            unmask("rl", recipe, *words, f"train.reward_workers={workers}", f"run.dir={tmp_path / str(workers)}").returncode
+            == 0
+        )
+    assert sorted(asked) == [0, 0, 0, 2]  # that of the evaluation has none
+    assert (tmp_path / "0" / "metrics.jsonl").read_bytes() == (tmp_path / "2" / "metrics.jsonl").read_bytes()
+
+
+def test_evaluations_see_the_weights_as_they_are(tmp_path) -> None:
+    """A run's evaluation is that of its checkpoint: nothing that was computed with older weights is used again."""
+    run = tmp_path / "run"
+    words = ["train.max_steps=60", "eval.every_steps=20", "checkpoint.every_steps=20", "checkpoint.keep_last=9"]
+    assert unmask("sft", write_recipe(tmp_path, "sft", SFT), *words, f"run.dir={run}").returncode == 0
+    measured = {r["step"]: r["eval/tokens_per_forward"] for r in read_metrics(run) if "eval/tokens_per_forward" in r}
+    assert len(set(measured.values())) > 1
+    for step, wanted in measured.items():
+        folder, out = run / "checkpoints" / f"step-{step:08d}", tmp_path / f"eval-{step}"
+        settings = ["source.name=chained_arithmetic", "source.options={min_operations=1,max_operations=2}", "num_examples=4"]
+        settings += [f"modes.{mode}={{max_new_tokens=12,temperature=0.0}}" for mode in ("dynamic", "static")]
+        assert unmask("eval", folder, *settings, "--output", out).returncode == 0
+        assert json.loads((out / "results.json").read_text())["modes"]["dynamic"]["tokens_per_forward"] == pytest.approx(wanted)
 
 
 def test_accuracy_and_pass_at_group(parts) -> None:

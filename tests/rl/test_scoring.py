@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from unmask.config import Plugin
@@ -40,8 +41,10 @@ def test_workers_score_as_this_process_does() -> None:
         ((None, "x"), "gave the reward None; expected a finite number"),
         ((math.nan, "x"), "gave the reward nan; expected a finite number"),
         (("1", "x"), "gave the reward '1'; expected a finite number"),
-        ((1.0, "x", [0.1, 0.2]), "gave 2 token rewards for 1 response tokens"),
-        ((1.0, "x", []), "gave 0 token rewards for 1 response tokens"),
+        ((1.0, "x", [0.1, 0.2]), "gave token rewards of shape (2,) for 1 response tokens"),
+        ((1.0, "x", []), "gave token rewards of shape (0,) for 1 response tokens"),
+        ((1e300, "x"), "gave the reward 1e+300; expected a finite number"),
+        ((1.0, "x", 0.5), "gave token rewards of shape () for 1 response tokens"),
         ((1.0, "x", [math.inf]), "gave token rewards that are not all finite numbers"),
     ],
 )
@@ -49,6 +52,13 @@ def test_scores_are_checked(result, message) -> None:
     with pytest.raises(UnmaskError) as error:
         score(lambda rollout, example: result, *rollout())
     assert message in str(error.value)
+
+
+def test_scores_become_plain_numbers() -> None:
+    got = score(lambda rollout, example: (np.float32(0.5), "x", np.array([1])), *rollout())
+    assert got == (0.5, "x", [1.0])
+    assert [type(value) for value in (got.reward, *got.token_rewards)] == [float, float]
+    assert score(lambda rollout, example: (True, "x"), *rollout()) == (1.0, "x", None)
 
 
 def test_what_a_reward_raises_names_the_example() -> None:

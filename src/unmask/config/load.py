@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import math
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,7 +43,10 @@ def parse_settings(words: Sequence[str]) -> dict[str, Any]:
 
 
 def check(kind: type[Model], values: dict[str, Any], origin: dict[str, str] | str = "") -> Model:
-    """Validates values against a pydantic model; `origin` says where each dotted key came from."""
+    """Validates values against a pydantic model; `origin` says where each dotted key came from. Numbers have to be finite."""
+    if (key := _find_infinite(values)) is not None:
+        where = origin if isinstance(origin, str) else _origin_of(key, origin)
+        raise UnmaskError(f"{where}: {key} should be a finite number" if where else f"{key} should be a finite number")
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -117,6 +121,15 @@ def _explain(kind: type[BaseModel], error: ValidationError, origin: dict[str, st
     message = problem["msg"].removeprefix("Value error, ")
     found = "" if problem["type"] == "value_error" else f", found {problem['input']!r}"
     return f"{prefix}{key}: {message}{found}" if key else f"{prefix}{message}"
+
+
+def _find_infinite(values: Any, key: str = "") -> str | None:
+    """The dotted key of the first number that is infinite or none at all."""
+    if isinstance(values, dict | list | tuple):
+        items = values.items() if isinstance(values, dict) else enumerate(values)
+        found = (_find_infinite(value, f"{key}.{name}" if key else str(name)) for name, value in items)
+        return next((name for name in found if name is not None), None)
+    return key if isinstance(values, float) and not math.isfinite(values) else None
 
 
 def _origin_of(key: str, origin: dict[str, str]) -> str:

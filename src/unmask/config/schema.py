@@ -264,7 +264,9 @@ class RlRecipe(Section):
 
     @model_validator(mode="after")
     def _policy_is_trained(self) -> RlRecipe:
-        if self.value.enabled and self.value.warmup_steps >= self.train.max_steps:
-            steps = self.train.max_steps
+        steps = self.train.max_steps
+        if self.value.enabled and self.value.warmup_steps >= steps:
             raise ValueError(f"value.warmup_steps {self.value.warmup_steps} leaves nothing of train.max_steps {steps}")
+        if self.value.path and not self.value.enabled:
+            raise ValueError("value.path is given, but there is no value model: set value.enabled to true")
         return self

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from unmask.errors import UnmaskError
 from unmask.files import read_jsonl
+from unmask.models import ModelSpec
 from unmask.types import Example, Message, TraceRecord
 
 
@@ -49,16 +50,26 @@ class TraceSource:
 
     @staticmethod
     def _is_kept(record: TraceRecord, options: Options) -> bool:
+        if max(record.trace.step_map[: record.trace.num_response_tokens], default=-1) < 0:
+            return False  # nothing was ever unmasked
         if options.min_reward is not None and (record.reward is None or record.reward < options.min_reward):
             return False
-        return record.trace.num_response_tokens > 0 and not (options.drops_cut and record.trace.finish_reason == "length")
+        return not (options.drops_cut and record.trace.finish_reason == "length")
 
-    def check_vocabulary(self, vocab_size: int) -> None:
-        """Raises `UnmaskError` for a token id that a model with so many tokens does not have."""
+    def check_model(self, spec: ModelSpec, block_size: int | None = None) -> None:
+        """Raises `UnmaskError` for a trace that such a model cannot be trained on.
+
+        block_size: of the trained views of a block model; None = that of each trace.
+        """
         for where, example in zip(self._where, self._examples, strict=True):
-            assert example.trace is not None
-            if (largest := max(example.trace.prompt_ids + example.trace.canvas_ids)) >= vocab_size:
-                raise UnmaskError(f"{where}: token id {largest}, but the model's vocabulary has {vocab_size} tokens")
+            trace = example.trace
+            assert trace is not None
+            if (largest := max(trace.prompt_ids + trace.canvas_ids)) >= spec.vocab_size:
+                raise UnmaskError(f"{where}: token id {largest}, but the model's vocabulary has {spec.vocab_size} tokens")
+            has_blocks = spec.attention == "block_causal" and block_size in (None, trace.block_size)
+            if has_blocks and trace.num_tokens % trace.block_size:
+                num = trace.num_tokens
+                raise UnmaskError(f"{where}: prompt and canvas have {num} tokens, not whole blocks of {trace.block_size}")
 
     def __len__(self) -> int:
         return len(self._examples)

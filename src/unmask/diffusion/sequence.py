@@ -226,9 +226,11 @@ def make_sequence(
         bad_id = next(t for t in prompt if not 0 <= t < spec.vocab_size)
         raise UnmaskError(f"{name}: token id {bad_id} is outside the vocabulary of {spec.vocab_size}")
     if spec.attention == "block_causal" and params.cache in ("prefix", "dual"):
-        raise UnmaskError(f'cache "{params.cache}" is for full-attention models; {spec.family} is a block model: use "auto"')
+        raise UnmaskError(
+            f'{name}: cache "{params.cache}" is for full-attention models; {spec.family} is a block model: use "auto"'
+        )
     if spec.attention == "block_causal" and params.unmask_block_start:
-        raise UnmaskError(f"unmask_block_start is for full-attention models; {spec.family} is a block model")
+        raise UnmaskError(f"{name}: unmask_block_start is for full-attention models; {spec.family} is a block model")
     if params.stop_strings and decode is None:
         raise UnmaskError("stop_strings need a way to turn ids into text: give decode, for example tokenizer.decode")
     return DecodingSequence(prompt, params, spec, decode)

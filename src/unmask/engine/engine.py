@@ -99,15 +99,22 @@ class Engine:
                 request_id += 1
         if request_id in self._requests:
             raise UnmaskError(f"request {request_id!r} is already being decoded; give another id")
-        params = SamplingParams() if params is None else params
+        request = self.check(prompt_ids, SamplingParams() if params is None else params, request_id, name=name)
+        self.scheduler.add(request)
+        self._arrivals += 1
+        self._requests[request_id] = request
+        return request_id
+
+    def check(
+        self, prompt_ids: Sequence[int], params: SamplingParams, request_id: RequestId = "check", *, name: str = ""
+    ) -> Request:
+        """What `add_request` would queue. Raises `UnmaskError` for what is malformed or can never fit."""
         name = name or f"request {request_id}"
         sequence = make_sequence(name, prompt_ids, params, self.model.spec, self.decode)
         get_strategy(params.remasking_strategy)
         request = Request(request_id, sequence, self._arrivals)
-        self.scheduler.add(request, name)
-        self._arrivals += 1
-        self._requests[request_id] = request
-        return request_id
+        self.scheduler.check(request, name)
+        return request
 
     @property
     def has_work(self) -> bool:

@@ -39,7 +39,7 @@ class Scheduler:
         self.num_preemptions = self.num_shared_tokens = self.peak_pages = 0
         self._slots = list(range(max_sequences - 1, -1, -1))
 
-    def add(self, request: Request, name: str) -> None:
+    def check(self, request: Request, name: str) -> None:
         """Raises `UnmaskError` with the numbers if the request, called `name`, can never fit."""
         needed = self.pool.pages_for(request.sequence.end) if request.uses_pages else 0
         if needed > self.pool.num_pages:
@@ -48,6 +48,9 @@ class Scheduler:
                 f"tokens need {needed} pages of {self.pool.page_size} tokens; the pool has {self.pool.num_pages}: "
                 "ask for fewer tokens, or give the engine more memory"
             )
+
+    def add(self, request: Request) -> None:
+        """Of a request that `check` let pass."""
         self.waiting.append(request)
 
     def remove(self, request: Request) -> None:

@@ -16,6 +16,7 @@ TraceRL paper, eq. 3 (arXiv 2509.06949), with rho = pi(token | view) / pi_old(to
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -29,7 +30,13 @@ from unmask.objectives.fused_head import TargetStats
 from unmask.objectives.rows import RowBatch, TrainRow, set_weights
 from unmask.types import Rollout
 
-MAX_LOG_RATIO = 10.0  # exp beyond this only makes infinities; clipping has long taken over
+MAX_LOG_RATIO = 10.0
+
+
+def expm1(x: Tensor) -> Tensor:
+    """exp(x) - 1, exact near 0; beyond `MAX_LOG_RATIO` a line goes on with its slope: no infinity, and no gradient is lost."""
+    line = math.exp(MAX_LOG_RATIO) * (x - MAX_LOG_RATIO + 1) - 1
+    return torch.where(x > MAX_LOG_RATIO, line, torch.expm1(x.clamp(max=MAX_LOG_RATIO)))
 
 
 def kl_estimate(new_N: Tensor, old_N: Tensor, kind: str) -> Tensor:
@@ -43,7 +50,7 @@ def kl_estimate(new_N: Tensor, old_N: Tensor, kind: str) -> Tensor:
         return d_N
     if kind == "k2":
         return d_N.square() / 2
-    return torch.expm1((-d_N).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)) + d_N  # exp - 1 would be rounded to 1e-7
+    return expm1(-d_N) + d_N
 
 
 class PolicyOptions(BaseModel):
@@ -107,12 +114,12 @@ class PolicyObjective:
         """Negative objective of the batch, and sums for the metrics (weights add up over micro-batches)."""
         o, new_N = self.options, stats.logprobs_N
         old_N, advantage_N, weight_N = (batch.values[k] for k in ("old_logprobs", "advantage", "weight"))
-        ratio_N = torch.exp((new_N - old_N).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO))
+        ratio_N = 1 + expm1(new_N - old_N)
         clipped_N = ratio_N.clamp(1 - o.clip_eps_low, 1 + o.clip_eps_high)
         surrogate_N = torch.minimum(ratio_N * advantage_N, clipped_N * advantage_N)
         if self.has_sampler_views and o.importance_cap:
             log_importance_N = old_N - batch.values["rollout_logprobs"]
-            surrogate_N = surrogate_N * log_importance_N.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp().clamp(max=o.importance_cap)
+            surrogate_N = surrogate_N * log_importance_N.exp().clamp(max=o.importance_cap)
         kl_N = kl_estimate(new_N, batch.values["ref_logprobs"] if o.kl_to == "reference" else old_N, o.kl_estimator)
         loss = -(weight_N * (surrogate_N - o.kl_beta * kl_N)).sum()
         with torch.no_grad():

@@ -23,7 +23,7 @@ class RewardFn(Protocol):
     """A class `(options: Options)` with a pydantic model `Options` inside. `needs_pieces`, where it is there and true, asks
     for the response's tokens as text in `rollout.pieces`."""
 
-    def __call__(self, rollout: Rollout, example: Example) -> Score | tuple[float, str]:
+    def __call__(self, rollout: Rollout, example: Example) -> Score | tuple[float, str] | tuple[float, str, list[float]]:
         """The rollout's text is already set."""
         ...
 

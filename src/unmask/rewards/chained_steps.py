@@ -44,7 +44,10 @@ class ChainedSteps:
     def __call__(self, rollout: Rollout, example: Example) -> tuple[float, str, list[float]]:
         """Raises `UnmaskError` where the example's answer is not that of its question under the modulus."""
         outcome, reason = self.outcome(rollout, example)
-        wanted = right_steps(example.messages[-1].content, self.options.modulus)
+        question = example.messages[-1].content
+        if not re.fullmatch(r"\d([-+*]\d)+=\?", question):
+            raise UnmaskError(f"example {example.id}: {question[:40]!r} is no question of chained_arithmetic, as 9+4-7=? is")
+        wanted = right_steps(question, self.options.modulus)
         if wanted[-1][-1] != example.answer:
             raise UnmaskError(
                 f"example {example.id}: its steps end in {wanted[-1][-1]} modulo {self.options.modulus}, its answer is "

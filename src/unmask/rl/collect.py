@@ -48,9 +48,10 @@ def is_trained_on(group: RolloutGroup, config: RlTrainConfig, keeps_all: bool = 
 
 
 def has_signal(group: RolloutGroup) -> bool:
+    """Whether its responses differ in their rewards, or in those of their tokens."""
     if np.std([rollout.reward or 0.0 for rollout in group.rollouts]) > NO_VARIANCE:
         return True
-    return any(any(rollout.token_rewards or ()) for rollout in group.rollouts)
+    return len({tuple(np.trim_zeros(rollout.token_rewards or (), "b")) for rollout in group.rollouts}) > 1
 
 
 def accuracy(group: RolloutGroup) -> float:

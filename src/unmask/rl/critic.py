@@ -13,7 +13,6 @@ from torch import Tensor
 
 from unmask.config.schema import ValueConfig
 from unmask.models import ValueModel
-from unmask.objectives.advantages import NO_VARIANCE
 from unmask.objectives.rows import RowBatch, TrainRow, collate, fit_rows, pack_rows, set_weights, target_hidden
 from unmask.objectives.value import outcome_rewards, trace_advantages, value_loss
 from unmask.rl.minibatches import minibatches
@@ -100,19 +99,25 @@ def set_token_advantages(
     return value, target
 
 
-def set_process_advantages(groups: Sequence[RolloutGroup], views: Views, gamma: float) -> None:
-    """Without a value model: token advantages of groups with process rewards, others stay as they are.
+def set_process_advantages(
+    groups: Sequence[RolloutGroup], views: Views, advantage: Callable[[np.ndarray], np.ndarray], gamma: float
+) -> None:
+    """Without a value model: token advantages, if any response has process rewards; without any, nothing is set.
 
-    The advantage of a token is its rewards to come, standardised over all trained tokens of the group (process supervision
-    of DeepSeekMath, arXiv 2402.03300, section 4.1.3); zero where they do not vary.
+    For a token at canvas position k they are what `advantage` makes, across the group, of outcome + process rewards still to
+    come at k. Equal responses thus have advantage 0 everywhere, and process rewards of 0 leave those of the outcome.
     """
-    for group in groups:
-        if all(rollout.token_rewards is None for rollout in group.rollouts):
-            continue
-        trained = [(rollout, rows) for rollout in group.rollouts if (rows := views(rollout))]
-        returns = [set_token_advantages(r, rows, r.reward or 0.0, gamma, 1.0)[1] for r, rows in trained]
-        mean, deviation = (float(f(np.concatenate(returns))) for f in (np.mean, np.std)) if returns else (0.0, 0.0)
-        for rollout, rows in trained:
-            index = np.concatenate([row.values["canvas_index"] for row in rows])
-            centred = (rollout.token_advantages[index] - mean) / max(deviation, NO_VARIANCE)
-            rollout.token_advantages[index] = centred if deviation > NO_VARIANCE else 0.0
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    if all(rollout.token_rewards is None for rollout in rollouts):
+        return
+    length = max(len(rollout.trace.canvas_ids) for rollout in rollouts)
+    to_come = np.zeros((len(rollouts), length))
+    for rollout, row in zip(rollouts, to_come, strict=True):
+        row += rollout.reward or 0.0
+        if rollout.token_rewards is not None and (rows := views(rollout)):
+            set_token_advantages(rollout, rows, 0.0, gamma, 1.0)
+            row[: len(rollout.token_advantages)] += rollout.token_advantages
+    by_group = to_come.reshape(len(groups), -1, length)
+    values = np.stack([advantage(by_group[:, :, k]) for k in range(length)], axis=-1).reshape(to_come.shape)
+    for rollout, row in zip(rollouts, values, strict=True):
+        rollout.token_advantages = row[: len(rollout.trace.canvas_ids)]

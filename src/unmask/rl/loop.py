@@ -16,7 +16,10 @@ from unmask.data.sources import EpochOrder, Source
 from unmask.engine import Engine
 from unmask.models import Decoder
 from unmask.objectives.advantages import get_advantage
+from unmask.objectives.policy import kl_estimate
 from unmask.objectives.rows import RowBatch, TrainRow, collate, fit_rows, pack_rows, score_targets
+from unmask.objectives.trace_views import trace_rows
+from unmask.objectives.views import Grid
 from unmask.rl.collect import collect
 from unmask.rl.critic import Critic, set_process_advantages
 from unmask.rl.metrics import rollout_metrics, update_metrics
@@ -28,6 +31,8 @@ from unmask.train.run import Outcome, Run
 from unmask.train.stopwatch import Stopwatch
 from unmask.train.trainer import Trainer
 from unmask.types import Example, Rollout, RolloutGroup
+
+NUM_REPLAYED = 2  # responses a step whose own views are scored where the update's are others, to measure the sampler
 
 
 def train_rl(
@@ -64,10 +69,12 @@ def train_rl(
         stats = score_targets(trainer.model, batch, trainer.backend, temperature=stage.params.temperature)
         return stage.objective.loss(stats, batch)
 
+    models = [trainer.model, *([critic.model] if critic else [])]
+    enter_stage(stages, run.num_steps, models)  # for an evaluation before the first step
     with run, rewards:
         for step in run.steps():
             clock = Stopwatch(trainer.model.device)
-            stage = enter_stage(stages, step, [trainer.model, *([critic.model] if critic else [])])
+            stage = enter_stage(stages, step, models)
             views = partial(stage.views, spec=trainer.model.spec)
 
             # 1. Prompts in seeded epochs; rollouts with the weights as they are, rewarded; groups without signal replaced.
@@ -89,8 +96,8 @@ def train_rl(
                 value_rows, value_metrics["explained_variance"] = critic.prepare(signal, views)
                 clock.lap("value_s")
             else:
-                set_process_advantages(groups, views, recipe.value.gamma)
-                signal = [r for r in signal if r.advantage != 0 or r.token_advantages is not None]
+                set_process_advantages(groups, views, advantage, recipe.value.gamma)
+                signal = [r for r in signal if np.any(r.advantage if r.token_advantages is None else r.token_advantages)]
 
             # 3. Rows of all policy updates: several epochs over even, seeded minibatches.
             is_waiting = critic is not None and step < recipe.value.warmup_steps
@@ -106,6 +113,11 @@ def train_rl(
                     set_logprobs("ref_logprobs", rows, reference, trainer, stage.params.temperature)
                 clock.lap("ref_logprobs_s")
 
+            mismatch = {}
+            if not stage.objective.has_sampler_views:
+                mismatch = sampler_mismatch(signal[:NUM_REPLAYED], trainer, stage.params.temperature)
+                clock.lap("old_logprobs_s")
+
             # 5. The updates.
             stats = [trainer.update(rows, partial(loss_fn, stage)) for rows in updates]
             clock.lap("update_s")
@@ -117,7 +129,7 @@ def train_rl(
                 run.progress.say(f"step {step + 1}: no group carries a signal; nothing was trained")
 
             # 6. Metrics, evaluation, checkpoint, end.
-            metrics = {**rollout_metrics(collected), **update_metrics(stats), **value_metrics}
+            metrics = {**rollout_metrics(collected), **update_metrics(stats), **mismatch, **value_metrics}
             metrics["num_skipped_steps"] = progress["num_skipped_steps"]
             run.finish_step(metrics, clock.timings(metrics["num_trained_tokens"], metrics["num_forwarded_tokens"]))
     return run.outcome
@@ -161,3 +173,16 @@ def set_logprobs(key: str, rows: Sequence[TrainRow], model: Decoder, trainer: Tr
             stats = score_targets(model, batch, trainer.backend, temperature=temperature)
         for row, values in zip(pack, stats.logprobs_N.split([len(row.target_ids) for row in pack]), strict=True):
             row.values[key] = values.cpu().numpy()
+
+
+def sampler_mismatch(rollouts: Sequence[Rollout], trainer: Trainer, temperature: float) -> dict[str, float]:
+    """ "mismatch_kl": mean k3 between sampler and trainer on what the sampler saw of these responses, if there are any."""
+    spec = trainer.model.spec
+    exact = [trace_rows(r.trace, Grid.of(spec, r.trace.block_size), spec.mask_token_id) for r in rollouts]
+    rows = fit_rows([row for rows in exact for row in rows], trainer.max_tokens)
+    if not rows:
+        return {}
+    set_logprobs("exact_logprobs", rows, trainer.model, trainer, temperature)
+    names = ("exact_logprobs", "rollout_logprobs")
+    new, old = (torch.from_numpy(np.concatenate([row.values[name] for row in rows])) for name in names)
+    return {"mismatch_kl": float(kl_estimate(new, old, "k3").mean())}

@@ -31,17 +31,24 @@ def rollout_metrics(collected: Collected) -> dict[str, float]:
 
 
 def update_metrics(stats: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Means over the step's optimizer steps; token means where the objective gave sums. A step without signal: zeros."""
+    """Means over the step's optimizer steps; token means where the objective gave sums. A step without any has counts alone."""
     num_targets = sum(s["num_targets"] for s in stats)
+    counts: dict[str, float] = {
+        "num_updates": len(stats),
+        "num_trained_tokens": num_targets,
+        "num_forwarded_tokens": sum(s["num_tokens"] for s in stats),
+    }
+    if not stats:
+        return counts
 
     def mean(key: str) -> float:
-        return sum(s[key] for s in stats) / max(1, len(stats))
+        return sum(s[key] for s in stats) / len(stats)
 
     def per_token(key: str) -> float:
         return sum(s[key] for s in stats) / max(1.0, num_targets)
 
     metrics: dict[str, float] = {
-        "num_updates": len(stats),
+        **counts,
         "loss": mean("loss"),
         "grad_norm": mean("grad_norm"),
         "lr": mean("lr"),
@@ -49,13 +56,11 @@ def update_metrics(stats: Sequence[dict[str, float]]) -> dict[str, float]:
         "clip_share": per_token("clip_sum"),
         "entropy": per_token("entropy_sum"),
         "neg_logprob": per_token("neg_logprob_sum"),
-        "num_trained_tokens": num_targets,
-        "num_forwarded_tokens": sum(s["num_tokens"] for s in stats),
-        **{key: mean(key) for key in ("expert_load_max", "expert_load_min") if stats and key in stats[0]},
+        **{key: mean(key) for key in ("expert_load_max", "expert_load_min") if key in stats[0]},
     }
-    if stats and "ref_kl_sum" in stats[0]:
+    if "ref_kl_sum" in stats[0]:
         metrics["ref_kl"] = per_token("ref_kl_sum")
-    if stats and "mismatch_sum" in stats[0]:
+    if "mismatch_sum" in stats[0]:
         # The first update's forward pass still has the weights that sampled: what is left is the sampler's arithmetic.
         metrics["mismatch_kl"] = stats[0]["mismatch_sum"] / max(1.0, stats[0]["num_targets"])
     return metrics

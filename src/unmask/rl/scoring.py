@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import multiprocessing
 import os
 import signal
@@ -19,6 +18,7 @@ from unmask.errors import UnmaskError
 from unmask.rewards import RewardFn, Score, make_reward
 from unmask.types import Example, Rollout
 
+LARGEST_REWARD = 1e9  # what is larger is a mistake, and its square would overflow
 _reward: RewardFn | None = None  # of this worker process
 
 
@@ -99,20 +99,21 @@ def score(reward: RewardFn, rollout: Rollout, example: Example) -> Score:
     where = f"example {example.id}: the reward {type(reward).__name__} gave"
     if not (isinstance(result, tuple) and len(result) in (2, 3)):
         raise UnmaskError(f"{where} {result!r}; expected (reward, reason) or (reward, reason, token_rewards)")
-    checked = Score(*result)
-    if not _is_number(checked.reward):
-        raise UnmaskError(f"{where} the reward {checked.reward!r}; expected a finite number")
-    if checked.token_rewards is not None:
-        length = len(rollout.trace.response_ids)
-        if len(checked.token_rewards) != length:
-            raise UnmaskError(f"{where} {len(checked.token_rewards)} token rewards for {length} response tokens")
-        if not all(map(_is_number, checked.token_rewards)):
-            raise UnmaskError(f"{where} token rewards that are not all finite numbers")
-    return checked
+    given = Score(*result)
+    if not _is_number(given.reward):
+        raise UnmaskError(f"{where} the reward {given.reward!r}; expected a finite number")
+    if given.token_rewards is None:
+        return Score(float(given.reward), str(given.reason))
+    length = len(rollout.trace.response_ids)
+    if np.shape(given.token_rewards) != (length,):
+        raise UnmaskError(f"{where} token rewards of shape {np.shape(given.token_rewards)} for {length} response tokens")
+    if not all(map(_is_number, given.token_rewards)):
+        raise UnmaskError(f"{where} token rewards that are not all finite numbers")
+    return Score(float(given.reward), str(given.reason), [float(value) for value in given.token_rewards])
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float | np.number) and math.isfinite(value)
+    return isinstance(value, int | float | np.integer | np.floating) and abs(float(value)) <= LARGEST_REWARD  # NaN is not
 
 
 def _died(example: Example) -> UnmaskError:

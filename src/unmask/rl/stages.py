@@ -47,6 +47,11 @@ def make_stages(recipe: RlRecipe, model: Decoder) -> list[Stage]:
     stages = []
     for from_step, rollout_size, train_size in plan or [(0, recipe.rollout.block_size or spec.block_size, train_block_size)]:
         differs = train_size not in (None, rollout_size)  # else the views are the sampler's
+        if train_size is not None and train_size % rollout_size:
+            raise UnmaskError(
+                f"blocks of {train_size} are trained on rollouts with blocks of {rollout_size}: should be a multiple, since "
+                "steps of different blocks would else be out of order"
+            )
         own = {**shared, "block_size": train_size} if differs else shared
         objective = make_rl_objective(Plugin(name=recipe.objective.name, options=own), model)
         params = recipe.rollout

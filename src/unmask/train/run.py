@@ -2,6 +2,7 @@
 
 RUN/recipe.toml        the resolved recipe          RUN/metrics.jsonl   what the recipe determines, per step
 RUN/versions.json      software and machine         RUN/timings.jsonl   wall-clock seconds, per step
+RUN/origins.json       where its models came from
 RUN/checkpoints/       see train/checkpoint.py      RUN/tensorboard/, wandb-id.txt, wandb/   see train/sinks.py
 """
 
@@ -43,6 +44,7 @@ _MAY_CHANGE = (
 )  # fmt: skip
 
 LOCK = ".lock"
+_WRITTEN_AT_START = ("recipe.toml", "versions.json", "origins.json", "metrics.jsonl", "timings.jsonl")
 Evaluate = Callable[[], Mapping[str, float]]  # measures the model as it is now, always on the same questions
 
 
@@ -208,7 +210,7 @@ def lock_folder(folder: Path, resume: bool) -> int:
     """Keeps a second process out of the folder for as long as this one lives; returns the lock's file descriptor."""
     if resume and not folder.is_dir():
         raise UnmaskError(f"{folder}: nothing to resume here (no such folder)")
-    if not resume and folder.is_dir() and any(not _is_leftover(path) for path in folder.iterdir()):
+    if not resume and folder.is_dir() and not _is_blank(folder):
         raise UnmaskError(f"{folder}: is not empty; continue that run with --resume or choose another run.dir")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -223,6 +225,14 @@ def lock_folder(folder: Path, resume: bool) -> int:
             f"{folder}: another process is running in this folder; wait for it or choose another run.dir"
         ) from None
     return descriptor
+
+
+def _is_blank(folder: Path) -> bool:
+    """Nothing is lost by starting here: nothing but leftovers, or a run that ended before it recorded or kept anything."""
+    paths = [path for path in folder.iterdir() if not _is_leftover(path)]
+    if any(path.name not in _WRITTEN_AT_START for path in paths):
+        return False
+    return all(path.stat().st_size == 0 for path in paths if path.suffix == ".jsonl")
 
 
 def _is_leftover(path: Path) -> bool:
