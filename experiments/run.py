@@ -45,7 +45,8 @@ def run_cells(plan: dict, base: Path, out: Path, seeds: list[int]) -> dict[tuple
     if "prepare" in plan and not done.exists():
         out.mkdir(parents=True, exist_ok=True)
         for words in plan["prepare"]:
-            unmask(fill(words))
+            is_begun = words[0] == "sft" and (out / "base" / "recipe.toml").exists()
+            unmask([*fill(words), *plan["settings_given"], *(["--resume"] if is_begun else [])])
         done.touch()
     folders = {}
     for seed in seeds:
@@ -151,6 +152,7 @@ def main() -> None:
             print(f"{name:16} {plan['question']}")
         return
     plan = plans[args.name]
+    plan["settings_given"] = [word for word in args.set if word.startswith("run.")]  # for what prepares, too
     plan["settings"] = [*plan.get("settings", []), *args.set]
     base = (args.base or ROOT / plan["base"]).resolve()
     if not base.is_dir():

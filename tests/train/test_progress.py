@@ -33,13 +33,13 @@ def run(width: int, columns=RL_COLUMNS, num_steps: int = 12) -> list[str]:
 
 
 def test_bar_newest_steps_and_newest_evaluation() -> None:
-    bar, head, *rows, evaluation = run(140)
+    bar, head, *rows, evaluation = run(200)
     assert "12/40" in bar
     assert "loss" not in bar  # numbers stand in the table
     assert head.split() == ["step", *(name for name in RL_COLUMNS if name in METRICS)]  # what the run has, in this order
     assert [row.split()[0] for row in rows] == [str(step) for step in range(13 - NUM_ROWS, 13)]
     assert evaluation == "evaluation after step 10: accuracy 0.1"
-    assert run(140, SFT_COLUMNS)[1].split() == ["step", *SFT_COLUMNS]
+    assert run(200, SFT_COLUMNS)[1].split() == ["step", *SFT_COLUMNS]
 
 
 @pytest.mark.parametrize("width", range(20, 120, 9))

@@ -18,7 +18,8 @@ NUM_ROWS = 8
 
 # Columns of the table of steps, the most important first; those that a run does not have are left out.
 RL_COLUMNS = (
-    "reward_mean", "accuracy", "tokens_per_forward", "kl", "mismatch_kl", "entropy", "grad_norm", "value_loss", "seconds",
+    "reward_mean", "accuracy", "tokens_per_forward", "response_length", "kl", "entropy", "grad_norm", "seconds", "mismatch_kl",
+    "clip_share", "cut_share", "pass_at_group", "groups_without_signal", "value_loss", "explained_variance",
 )  # fmt: skip
 SFT_COLUMNS = ("loss", "token_accuracy", "grad_norm", "seconds")
 
