@@ -28,6 +28,7 @@ METRICS = {
     "loss": "loss",
     "token_accuracy": "share of trained tokens",
     "kl": "nats per token",
+    "ref_kl": "nats per token",
     "mismatch_kl": "nats per token",
     "entropy": "nats per token",
     "clip_share": "share of trained tokens",
@@ -38,6 +39,8 @@ METRICS = {
     "step_s": "seconds",
     "rollout_s": "seconds",
     "update_s": "seconds",
+    "forwarded_tokens_per_s": "tokens per second",
+    "peak_memory_gb": "10^9 bytes",
 }
 
 MAX_POINTS = 1000  # of one curve: more are not seen in a chart, and every value is in its table
