@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, TypeAdapter, ValidationError
 from pydantic.functional_validators import SkipValidation, field_validator, model_validator
@@ -24,23 +24,20 @@ FinishReason = Literal["stop", "length", "abort"]
 Count = Annotated[int, Strict(), Field(ge=0)]
 Number = Annotated[float, Strict()]
 _CLOSED = ConfigDict(extra="forbid")
-_Record = TypeVar("_Record")
 
 
-def _read(kind: type[_Record], data: Any, where: str) -> _Record:
+def _read(kind: type[Trace] | type[TraceRecord], data: Any, where: str) -> Any:
     """A dataclass from parsed JSON. Raises `UnmaskError` for the first thing that is wrong."""
     if not isinstance(data, dict):
         raise UnmaskError(f"{where}: expected a JSON object, found {type(data).__name__}")
     try:
-        return TypeAdapter(kind).validate_python(data)
+        return _ADAPTERS[kind].validate_python(data)
     except ValidationError as error:
         problem = min(error.errors(), key=lambda e: e["type"] != "unexpected_keyword_argument")  # it often explains the rest
     name = ".".join(map(str, problem["loc"]))
-    if problem["type"] == "missing":
-        raise UnmaskError(f"{where}: field {name!r} is missing")
-    if problem["type"] == "unexpected_keyword_argument":
-        raise UnmaskError(f"{where}: unknown field {name!r}; known: {', '.join(f.name for f in fields(kind))}")  # type: ignore
-    raise UnmaskError(f"{where}: {name}: {problem['msg']}, found {problem['input']!r}")
+    known = ", ".join(f.name for f in fields(kind))
+    said = {"missing": f"field {name!r} is missing", "unexpected_keyword_argument": f"unknown field {name!r}; known: {known}"}
+    raise UnmaskError(f"{where}: " + said.get(problem["type"], f"{name}: {problem['msg']}, found {problem['input']!r:.60}"))
 
 
 class SamplingParams(BaseModel):
@@ -257,6 +254,9 @@ class TraceRecord:
             if pieces and len(pieces) != len(ids):
                 raise UnmaskError(f"{where}: {name} has {len(pieces)} entries for {len(ids)} tokens")
         return record
+
+
+_ADAPTERS = {kind: TypeAdapter(kind) for kind in (Trace, TraceRecord)}
 
 
 @dataclass(slots=True)

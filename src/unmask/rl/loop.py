@@ -176,7 +176,7 @@ def set_logprobs(key: str, rows: Sequence[TrainRow], model: Decoder, trainer: Tr
 
 
 def sampler_mismatch(rollouts: Sequence[Rollout], trainer: Trainer, temperature: float) -> dict[str, float]:
-    """ "mismatch_kl": mean k3 between sampler and trainer on what the sampler saw of these responses, if there are any."""
+    """`mismatch_kl`: mean k3 between sampler and trainer on what the sampler saw of these responses; nothing without any."""
     spec = trainer.model.spec
     exact = [trace_rows(r.trace, Grid.of(spec, r.trace.block_size), spec.mask_token_id) for r in rollouts]
     rows = fit_rows([row for rows in exact for row in rows], trainer.max_tokens)
