@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.recipes import RL, SFT, unmask, write_recipe
 from unmask.config import Plugin
 from unmask.data.chained_arithmetic import ChainedArithmetic, count_steps
 from unmask.data.chat import ChatTokenizer
@@ -179,3 +180,19 @@ def test_bad_sources_are_named(tmp_path) -> None:
         open_source(Plugin(name="jsonl", options={"path": "x"}), "held_out", 0)
     with pytest.raises(UnmaskError, match="no usable tokenizer here"):
         ChatTokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "field"), [("sft", "response"), ("rl", "ground_truth_answer")])
+def test_every_row_of_a_file_is_looked_at_before_a_run_begins(tmp_path, kind, field) -> None:
+    base = tmp_path / "base"
+    assert unmask("sft", write_recipe(tmp_path, "sft", SFT), "train.max_steps=1", f"run.dir={base}").returncode == 0
+    rows = [{"id": str(i), "question": "1+2=?", "response": "\\boxed{3}", "ground_truth_answer": "3"} for i in range(40)]
+    del rows[37][field]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = {"sft": SFT, "rl": RL}[kind].replace('[model]\npreset = "sdar/tiny"\n', "")
+    words = [f"model={{path='{base}'}}", "source.name=jsonl", f"source.options={{path='{path}'}}", "eval.every_steps=0"]
+    done = unmask(kind, write_recipe(tmp_path, kind, text), *words, f"run.dir={tmp_path / 'run'}")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "example 37: has no " in done.stderr
+    assert not (tmp_path / "run").exists()
