@@ -254,6 +254,12 @@ def test_everything_at_once_resumes_exactly(tmp_path, monkeypatch) -> None:
             ["block_schedule=[{from_step=1,rollout_block_size=4,train_block_size=8}]"],
             "from_step should begin with 0 and ascend",
         ),
+        (
+            [
+                "block_schedule=[{rollout_block_size=4,train_block_size=8},{from_step=12,rollout_block_size=8,train_block_size=8}]"
+            ],
+            "from_step 12 is not below train.max_steps 12",
+        ),
         (["train.min_accuracy=0.8", "train.max_accuracy=0.2"], "min_accuracy 0.8 is above max_accuracy 0.2"),
         (
             ["model.preset=llada/tiny", "block_schedule=[{rollout_block_size=4,train_block_size=8}]"],
