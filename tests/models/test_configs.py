@@ -90,7 +90,7 @@ def test_what_a_key_or_its_absence_means(preset, keys, fact, value) -> None:
 @pytest.mark.parametrize(
     ("preset", "keys", "message"),
     [
-        ("sdar", {"rope_theta": float("inf")}, "rope_theta: Input should be a finite number, found inf"),
+        ("sdar", {"rope_theta": float("inf")}, "rope_theta should be a finite number"),
         ("sdar", {"eos_token_id": [1, -1]}, "eos_token_id: should be a token id or a list of them, found [1, -1]"),
         ("sdar", {"eos_token_id": []}, "eos_token_id: should be a token id or a list of them, found []"),
         ("sdar_moe", {"num_experts_per_tok": 9}, "num_experts_per_tok 9 is above num_experts 8"),

@@ -261,9 +261,8 @@ class RlRecipe(Section):
         if steps and (steps[0] != 0 or steps != sorted(set(steps))):
             raise ValueError(f"block_schedule: from_step should begin with 0 and ascend, found {steps}")
         if steps and steps[-1] >= self.train.max_steps:
-            raise ValueError(
-                f"block_schedule: from_step {steps[-1]} is never reached, train.max_steps is {self.train.max_steps}"
-            )
+            limit = self.train.max_steps
+            raise ValueError(f"block_schedule: from_step {steps[-1]} is not below train.max_steps {limit}")
         return self
 
     @model_validator(mode="after")
