@@ -72,9 +72,10 @@ def test_what_a_reward_raises_names_the_example() -> None:
 
 # Starts two workers, says their process ids, and waits.
 PARENT = """
-import sys, time
+import signal, sys, time
 from tests.rl.test_scoring import RewardPool, Plugin, rollout
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits that it is ignored
     with RewardPool(Plugin(name="boxed"), 2) as pool:
         [result() for result in [pool.submit(*rollout()) for _ in range(4)]]
         try:
