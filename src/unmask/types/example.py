@@ -34,7 +34,7 @@ class CodeTests(BaseModel):
     prefix: str = ""
     test_input: tuple[str, ...] = Field((), strict=False)
     test_output: tuple[str, ...] = Field((), strict=False)
-    test_time_limit: float = Field(1.0, gt=0, le=3600, description="seconds, of each test")
+    test_time_limit: float | None = Field(None, gt=0, le=3600, description="seconds, of each test; None = the reward's")
     float_tolerance: float | None = Field(
         None, ge=0, lt=1, description="stdio: numbers may differ by so much, absolutely or relatively; None = as written"
     )

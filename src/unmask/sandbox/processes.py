@@ -1,0 +1,114 @@
+"""What a tree of processes uses, as /proc tells it, and how to end one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+_PAGE = resource.getpagesize()
+_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(slots=True)
+class Usage:
+    """cpu_s: of all processes, also of those that have ended. waited_s: in which the programs' first threads could have run and
+    got no processor. is_idle: none of these is running or about to. memory: bytes that are not shared with files, less what
+    the server itself has. num: processes, without the roots."""
+
+    cpu_s: float = 0.0
+    waited_s: float = 0.0
+    is_idle: bool = True
+    memory: int = 0
+    num: int = 0
+
+
+def own_memory(proc: int) -> tuple[int, int]:
+    """Bytes of address space, and of memory not shared with files, of this process; zeros where there is no /proc."""
+    fields = _read(proc, "self/statm").split()
+    return (int(fields[0]) * _PAGE, (int(fields[1]) - int(fields[2])) * _PAGE) if fields else (0, 0)
+
+
+def measure(proc: int, roots: list[int], baseline: int) -> Usage:
+    """Of the trees below `roots`, the processes that wait for the programs. baseline: `own_memory` of the server."""
+    usage = Usage()
+    for root in roots:
+        for number, pid in enumerate(_tree(proc, root)):
+            fields = _read(proc, f"{pid}/stat").rpartition(")")[2].split()
+            if not fields:
+                continue  # it has just ended; its parent has its times
+            usage.num += number > 0
+            usage.cpu_s += sum(map(int, fields[11:15])) * _TICK_S  # its own, and of children it has waited for
+            statm = _read(proc, f"{pid}/statm").split()
+            usage.memory += max(0, (int(statm[1]) - int(statm[2])) * _PAGE - baseline) if statm else 0
+            if number == 1:  # the root's first child is the program
+                usage.waited_s += _waited_s(proc, str(pid))
+                usage.is_idle &= fields[0] not in "RD"
+    return usage
+
+
+def program_waited_s(proc: int) -> float:
+    """Of this process, a root, and of its first child, which has ended and has not been waited for."""
+    children = [child for thread in _list(proc, "self/task") for child in _read(proc, f"self/task/{thread}/children").split()]
+    return sum(_waited_s(proc, pid) for pid in ("self", *children[:1]))
+
+
+def _waited_s(proc: int, pid: str) -> float:
+    return int((_read(proc, f"{pid}/schedstat").split() or ["0", "0"])[1]) / 1e9
+
+
+def end_all(proc: int, roots: list[int], *, is_last_user: bool = False) -> None:
+    """Kills the trees and waits until they are gone. is_last_user: everything else of this user belongs to them, too.
+
+    Raises `ValueError` where that would be everything on the machine.
+    """
+    if is_last_user and 0 in os.getresuid():
+        raise ValueError("nothing of root's is ended as a whole")
+    for root in roots:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(root, signal.SIGKILL)  # of namespaces: everything in them
+    while True:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if is_last_user:
+                os.kill(-1, signal.SIGKILL)
+        for pid in list(_tree(proc, os.getpid()))[1:]:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        try:
+            os.waitpid(-1, 0)  # orphans come to this process
+        except ChildProcessError:
+            return
+
+
+def _tree(proc: int, root: int) -> Iterator[int]:
+    """The process and its descendants, parents first."""
+    yield root
+    for thread in _list(proc, f"{root}/task"):
+        for child in _read(proc, f"{root}/task/{thread}/children").split():
+            yield from _tree(proc, int(child))
+
+
+def _list(proc: int, path: str) -> list[str]:
+    with contextlib.suppress(OSError):
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY, dir_fd=proc)
+        try:
+            return sorted(os.listdir(fd), key=int)
+        finally:
+            os.close(fd)
+    return []
+
+
+def _read(proc: int, path: str) -> str:
+    """Empty where the process has ended, or there is no /proc (proc is -1)."""
+    if proc < 0:
+        return ""
+    with contextlib.suppress(OSError):
+        fd = os.open(path, os.O_RDONLY, dir_fd=proc)
+        try:
+            return os.read(fd, 65536).decode()
+        finally:
+            os.close(fd)
+    return ""

@@ -1,0 +1,203 @@
+"""The program's process: a script that reads and writes, or functions that are called from another process.
+
+Everything in this process belongs to the program, these lines included: it may change or fake whatever it likes. What it
+sends is taken for what it is, values that it claims its functions returned.
+"""
+
+from __future__ import annotations
+
+import atexit
+import builtins
+import contextlib
+import importlib
+import io
+import json
+import operator
+import os
+import random
+import socket
+import sys
+import threading
+import traceback
+import types
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from unmask.sandbox.wire import Channel, ClosedError, decode, encode
+
+SOURCE_FD, CHANNEL_FD = 3, 4
+NAME = "program.py"
+# What the other process may ask for, besides `call` and `lookup`. Comparisons and `in` with plain values are made over there.
+OPERATIONS: dict[str, Callable[..., Any]] = {
+    "getattr": getattr, "setattr": setattr, "isinstance": isinstance, "iter": iter, "next": next, "len": len, "str": str,
+    "repr": repr, "bool": bool, "int": int, "float": float, "abs": abs, "round": round, "delitem": operator.delitem,
+    **{name: getattr(operator, name) for name in (
+        "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_", "xor", "lshift", "rshift", "neg",
+        "pos", "invert", "eq", "ne", "lt", "le", "gt", "ge", "getitem", "setitem", "index",
+    )},
+}  # fmt: skip
+
+
+def _read_source() -> Any:
+    with open(SOURCE_FD, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def _begin(name: str, source: str) -> tuple[types.CodeType, types.ModuleType]:
+    """Compiled, and a module to run it in, as a fresh interpreter would have them."""
+    random.seed(0)  # the same program does the same every time
+    sys.argv = [NAME]
+    sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), encoding="utf-8")
+    sys.stdout = io.TextIOWrapper(io.BufferedWriter(io.FileIO(1, "w", closefd=False)), encoding="utf-8")
+    sys.stderr = io.TextIOWrapper(
+        io.BufferedWriter(io.FileIO(2, "w", closefd=False)), encoding="utf-8", errors="backslashreplace", line_buffering=True
+    )
+    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr  # type: ignore[misc]
+    module = types.ModuleType(name)
+    sys.modules[name] = module
+    return compile(source, NAME, "exec"), module
+
+
+def run_script() -> NoReturn:
+    """Runs the program as `python program.py` would, to the end of its threads, and ends with its exit code."""
+    code = _exit_code_of(_run_main)
+    for clean_up in (threading._shutdown, atexit._run_exitfuncs, sys.stdout.flush):  # type: ignore[attr-defined]
+        failed = _exit_code_of(clean_up)
+        code = code or failed
+    os._exit(code)
+
+
+def _run_main() -> None:
+    code, module = _begin("__main__", _read_source()["program"])
+    exec(code, module.__dict__)
+
+
+def _exit_code_of(run: Callable[[], object]) -> int:
+    try:
+        run()
+    except SystemExit as error:
+        if error.code is None or isinstance(error.code, int):
+            return (error.code or 0) & 0xFF
+        print(error.code, file=sys.stderr)
+        return 1
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def serve_functions() -> NoReturn:
+    """Runs the program as a module, then does what the test code's process asks for, until that ends."""
+    job, channel = _read_source(), Channel(socket.socket(fileno=CHANNEL_FD))
+    try:
+        code, module = _begin("program", job["program"])
+        exec(code, module.__dict__)
+        sys.stdout.flush()
+    except BaseException as error:
+        traceback.print_exc()
+        channel.send({"failed": _describe(error)})
+        os._exit(1)
+    channel.send({"ready": True})
+    with contextlib.suppress(ClosedError):
+        _Server(channel, module).serve()
+    os._exit(0)
+
+
+def _describe(error: BaseException) -> str:
+    return " ".join(traceback.format_exception_only(error)[-1].split())[:300]
+
+
+class _Server:
+    def __init__(self, channel: Channel, module: types.ModuleType):
+        self.channel, self.module = channel, module
+        self.objects: list[Any] = []  # those that were sent as references
+        self.numbers: dict[int, int] = {}  # by their identity, which stays theirs while the list holds them
+
+    def serve(self) -> None:
+        while True:
+            self.answer(self.channel.receive())
+
+    def answer(self, message: dict[str, Any]) -> None:
+        try:
+            reply = self.do(message["do"], [decode(a, self.resolve) for a in message["args"]], message.get("kwargs", {}))
+            sys.stdout.flush()
+        except BaseException as error:
+            if isinstance(error, SystemExit | KeyboardInterrupt):
+                raise  # to leave is to leave
+            reply = self.fail(error)
+        try:
+            self.channel.send(reply)
+        except (ValueError, RecursionError) as error:
+            self.channel.send(self.fail(error))
+
+    def do(self, operation: str, args: list[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+        if operation == "lookup":
+            return self.look_up(args[0])
+        if operation != "call":
+            return {"value": encode(OPERATIONS[operation](*args), self.refer)}
+        function, *args = args
+        result = function(*args, **{name: decode(value, self.resolve) for name, value in kwargs.items()})
+        reply = {"value": encode(result, self.refer)}
+        if result is None:  # by custom, what returns nothing may have changed its arguments
+            reply["args"] = [encode(a, self.refer) if isinstance(a, list | dict | set | bytearray) else None for a in args]
+        return reply
+
+    def look_up(self, name: str) -> dict[str, Any]:
+        """A global name: its value, or from where it was imported."""
+        if name not in self.module.__dict__:
+            return {"missing": True}
+        value = self.module.__dict__[name]
+        if isinstance(value, types.ModuleType):
+            return {"module": value.__name__}
+        home = getattr(value, "__module__", None)
+        if callable(value) and isinstance(home, str) and home != self.module.__name__:
+            return {"module": home, "name": getattr(value, "__name__", name)}
+        return {"value": encode(value, self.refer)}
+
+    def fail(self, error: BaseException) -> dict[str, Any]:
+        try:
+            args = [encode(arg, self.refer) for arg in error.args]
+        except Exception:
+            args = []
+        return {"error": self.refer(type(error)), "args": args, "text": _describe(error)}
+
+    def refer(self, value: Any) -> Any:
+        if isinstance(value, _Callback):
+            return {"yours": value.number}
+        kind, base = "object", ""
+        if isinstance(value, type) and issubclass(value, BaseException):
+            kind = "exception"
+            base = next(parent.__name__ for parent in value.__mro__ if hasattr(builtins, parent.__name__))
+        if isinstance(value, type) and getattr(builtins, value.__name__, None) is value:
+            return {"builtin": value.__name__}
+        number = self.numbers.setdefault(id(value), len(self.objects))
+        if number == len(self.objects):
+            self.objects.append(value)
+        return {"object": [number, kind, str(getattr(value, "__name__", type(value).__name__)), base]}
+
+    def resolve(self, data: dict[str, Any]) -> Any:
+        ((kind, content),) = data.items()
+        if kind == "object":
+            return self.objects[content]
+        if kind == "iterator":
+            return iter([decode(item, self.resolve) for item in content])
+        if kind == "import":
+            return getattr(importlib.import_module(content[0]), content[1])
+        return _Callback(self, content)
+
+
+class _Callback:
+    """A function of the test code's."""
+
+    def __init__(self, server: _Server, number: int):
+        self.server, self.number = server, number
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        channel, refer = self.server.channel, self.server.refer
+        named = {name: encode(value, refer) for name, value in kwargs.items()}
+        channel.send({"callback": self.number, "args": [encode(a, refer) for a in args], "kwargs": named})
+        while "do" in (message := channel.receive()):
+            self.server.answer(message)
+        if "error" in message:
+            raise getattr(builtins, message["error"], RuntimeError)(message["text"])
+        return decode(message["value"], self.server.resolve)
