@@ -104,7 +104,12 @@ class Sandbox:
             self._connection = None
         if self._server is not None:
             server, self._server = self._server, None
-            await asyncio.to_thread(_wait, server)
+            for _ in range(int(_GRACE_S / 0.01)):
+                if server.poll() is not None:
+                    return
+                await asyncio.sleep(0.01)
+            server.kill()
+            server.wait()
 
     def _start_server(self, isolation: str) -> None:
         """Raises `OSError` or `ValueError` where it does not come up."""
@@ -221,14 +226,6 @@ def _file(files: contextlib.ExitStack, content: bytes = b"") -> int:
 
 def _content(fd: int, bounds: Bounds) -> bytes:
     return os.pread(fd, bounds.output_mb << 20, 0)
-
-
-def _wait(server: subprocess.Popen[bytes]) -> None:
-    try:
-        server.wait(_GRACE_S)
-    except subprocess.TimeoutExpired:
-        server.kill()
-        server.wait()
 
 
 def _bubblewrap() -> list[str]:

@@ -168,12 +168,13 @@ class _Server:
         if isinstance(value, type) and issubclass(value, BaseException):
             kind = "exception"
             base = next(parent.__name__ for parent in value.__mro__ if hasattr(builtins, parent.__name__))
-        if isinstance(value, type) and getattr(builtins, value.__name__, None) is value:
+        if isinstance(value, type) and vars(builtins).get(value.__name__) is value:
             return {"builtin": value.__name__}
         number = self.numbers.setdefault(id(value), len(self.objects))
         if number == len(self.objects):
             self.objects.append(value)
-        return {"object": [number, kind, str(getattr(value, "__name__", type(value).__name__)), base]}
+        name = value.__name__ if isinstance(value, type) else type(value).__name__
+        return {"object": [number, kind, name, base]}
 
     def resolve(self, data: dict[str, Any]) -> Any:
         ((kind, content),) = data.items()
