@@ -168,7 +168,7 @@ class _Server:
         if isinstance(value, type) and issubclass(value, BaseException):
             kind = "exception"
             base = next(parent.__name__ for parent in value.__mro__ if hasattr(builtins, parent.__name__))
-        if isinstance(value, type) and vars(builtins).get(value.__name__) is value:
+        if isinstance(value, type) and value.__module__ == "builtins" and hasattr(builtins, value.__name__):
             return {"builtin": value.__name__}
         number = self.numbers.setdefault(id(value), len(self.objects))
         if number == len(self.objects):
