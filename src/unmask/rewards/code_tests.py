@@ -7,18 +7,19 @@ import atexit
 import math
 import os
 import threading
-from collections.abc import Coroutine, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from unmask.config import check
+from unmask.rewards.background import BackgroundLoop
+from unmask.rewards.interface import RewardOptions
 from unmask.sandbox.client import Sandbox
 from unmask.sandbox.jail import Bounds
 from unmask.sandbox.keeper import Outcome
 from unmask.types import CodeTests
 
-T = TypeVar("T")
 _LONGEST_NUMBER, _LONGEST_REASON = 40, 300
 
 
@@ -27,13 +28,13 @@ class TestResult(NamedTuple):
 
     passed: bool
     reason: str
-    __test__ = False  # pytest takes what is called like this for tests of its own
 
 
-class CodeLimits(BaseModel):
+TestResult.__test__ = False  # type: ignore[attr-defined]  # pytest takes what is called like this for tests of its own
+
+
+class CodeLimits(RewardOptions):
     """What a program may use in one test."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     time_s: float = Field(
         1.0, gt=0, le=3600, description="seconds of processor time and by the clock, where a test has no limit of its own"
@@ -43,10 +44,15 @@ class CodeLimits(BaseModel):
     file_mb: int = Field(64, ge=1, le=2**16, description="files that the program writes, together")
     output_mb: int = Field(16, ge=1, le=1024, description="what it prints")
 
+    def bounds(self, own_time_s: float | None) -> Bounds:
+        """own_time_s: the limit that a test has of its own, which then counts."""
+        time_s = own_time_s or self.time_s
+        return Bounds(time_s, self.memory_mb, self.num_processes, self.file_mb, self.output_mb)
+
 
 async def run_tests(sandbox: Sandbox, program: str, tests: CodeTests, limits: CodeLimits) -> list[TestResult]:
     """One result per test, in order. Each test runs the program afresh."""
-    bounds = Bounds(**{**limits.model_dump(), "time_s": tests.test_time_limit or limits.time_s})
+    bounds = limits.bounds(tests.test_time_limit)
     if tests.test_method == "function":
         runs = [_run_function(sandbox, program, test, tests.prefix, bounds) for test in tests.test_list]
     else:
@@ -77,7 +83,7 @@ def run_code_tests(
     async def run() -> list[TestResult]:
         return [result for each in checked for result in await run_tests(shared.sandbox, program, each, bounds)]
 
-    return shared.wait_for(run())
+    return shared.loop.run(run())
 
 
 def _check_tests(tests: CodeTests | Mapping[str, Any]) -> CodeTests:
@@ -142,22 +148,21 @@ def _are_close(word: str, want: str, tolerance: float) -> bool:
 
 
 class _Shared:
-    """A sandbox, and a thread with the event loop that it lives in, for all calls of `run_code_tests` of this process."""
+    """A sandbox, and the event loop that it lives in, for all calls of `run_code_tests` of this process."""
 
     def __init__(self) -> None:
-        self.pid = os.getpid()
-        self.loop = asyncio.new_event_loop()
-        threading.Thread(target=self.loop.run_forever, daemon=True, name="unmask-sandbox").start()
-        self.sandbox = Sandbox()
-        self.wait_for(self.sandbox.start())
+        self.pid, self.loop, self.sandbox = os.getpid(), BackgroundLoop(), Sandbox()
+        try:
+            self.loop.run(self.sandbox.start())
+        except BaseException:
+            self.loop.close()
+            raise
         atexit.register(self.close)
-
-    def wait_for(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result()
 
     def close(self) -> None:
         if self.pid == os.getpid():
-            self.wait_for(self.sandbox.close())
+            self.loop.run(self.sandbox.close())
+            self.loop.close()
 
 
 _shared: _Shared | None = None
@@ -170,3 +175,8 @@ def _shared_sandbox() -> _Shared:
         if _shared is None or _shared.pid != os.getpid():  # a forked process has no thread of its parent's
             _shared = _Shared()
         return _shared
+
+
+def describe_sandbox() -> str:
+    """What protects this machine from the programs that `run_code_tests` runs. Raises `UnmaskError` where none can be run."""
+    return _shared_sandbox().sandbox.describe()

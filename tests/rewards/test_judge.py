@@ -1,0 +1,226 @@
+"""The judge against a small server that speaks the protocol, and chunk scores against arithmetic by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+
+from tests.rewards.rollouts import make_rollout
+from unmask import UnmaskError
+from unmask.rewards.interface import Reward, Score
+from unmask.rewards.judge import Judge, agreed, chunk_ends, place, standardise
+from unmask.types import Example, Message
+
+pytest.importorskip("openai", reason="the extra `judge` is not installed")
+
+EXAMPLE = Example(id="q", messages=(Message(role="user", content="6*7?"),), answer="42")
+
+
+class Server:
+    """`answer(question, seed)` makes the text; a number stands for an HTTP status, None for a connection that is lost."""
+
+    def __init__(self, answer):
+        self.requests: list[dict] = []
+        self.times: list[float] = []
+        self.at_once = self.most_at_once = 0
+        outer, lock = self, threading.Lock()
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with lock:
+                    outer.requests.append(body | {"path": self.path, "key": self.headers["Authorization"]})
+                    outer.times.append(time.monotonic())
+                    outer.at_once += 1
+                    outer.most_at_once = max(outer.most_at_once, outer.at_once)
+                said = answer(body["messages"][-1]["content"], body["seed"])
+                time.sleep(0.01)
+                with lock:
+                    outer.at_once -= 1
+                if said is None:
+                    self.close_connection = True
+                    self.connection.shutdown(socket.SHUT_RDWR)
+                    return
+                choices = [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": said}}]
+                usage = {"prompt_tokens": 90, "completion_tokens": 10, "total_tokens": 100}
+                reply = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": choices, "usage": usage}
+                data = json.dumps(reply).encode()
+                self.send_response(said if isinstance(said, int) else 200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(data)))
+                self.send_header("Retry-After-Ms", "10")
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *args: object) -> None: ...
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+
+    def __enter__(self) -> Server:
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+class Outcome(Reward):
+    async def __call__(self, rollout, example) -> Score:
+        return Score(float("right" in rollout.text), "the outcome")
+
+
+def judge(url: str, tmp_path, **options: object) -> Judge:
+    options = {
+        "base_url": url,
+        "model": "m",
+        "cache": str(tmp_path / "cache" / "judge.sqlite"),
+        "outcome": {"name": "exact"},
+    } | options
+    made = Judge(Judge.Options(**options))
+    if made.outcome is not None:
+        made.outcome = Outcome(None)
+    return made
+
+
+def score(made: Judge, *rollouts) -> list[Score]:
+    async def run() -> list[Score]:
+        await made.start()
+        try:
+            return list(await asyncio.gather(*(made(rollout, EXAMPLE) for rollout in rollouts)))
+        finally:
+            await made.close()
+
+    return asyncio.run(run())
+
+
+def test_the_reward_is_the_mean_vote(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("MY_KEY", "secret")
+    says = ["I see \\boxed{0}, no: \\boxed{1}", "\\boxed{0}", "no verdict", "\\boxed{ 1.0 }"]
+    with Server(lambda question, seed: says[seed]) as server:
+        (got,) = score(judge(server.url, tmp_path, votes=4, api_key_env="MY_KEY"), make_rollout("It is {answer}."))
+    assert got[:2] == (pytest.approx(2 / 3), "votes 1 0 1")
+    request = server.requests[0]
+    assert (request["path"], request["key"], request["model"]) == ("/v1/chat/completions", "Bearer secret", "m")
+    question = request["messages"][-1]["content"]
+    assert "6*7?" in question
+    assert "\n42\n" in question
+    assert "It is {answer}." in question  # what the response says is not filled in
+    assert sorted(r["seed"] for r in server.requests) == [0, 1, 2, 3]
+
+
+def test_votes_are_scaled_and_bounded(tmp_path) -> None:
+    says = ["Score: 8", "Score: 25", "Score: -3"]
+    with Server(lambda question, seed: says[seed]) as server:
+        made = judge(server.url, tmp_path, verdict=r"Score: (-?\d+)", best_vote=10.0)
+        (got,) = score(made, make_rollout("x"))
+    assert got.reward == pytest.approx((0.8 + 1 + 0) / 3)
+
+
+def test_answers_are_asked_for_once(tmp_path) -> None:
+    with Server(lambda question, seed: "\\boxed{1}") as server:
+        first = score(judge(server.url, tmp_path), make_rollout("a"), make_rollout("b"))
+        assert len(server.requests) == 6
+        assert score(judge(server.url, tmp_path), make_rollout("a"), make_rollout("b")) == first
+        assert len(server.requests) == 6
+        score(judge(server.url, tmp_path, temperature=0.5), make_rollout("a"))  # another question
+        assert len(server.requests) == 9
+
+
+@pytest.mark.parametrize("trouble", [429, 500, None])
+def test_trouble_is_retried(tmp_path, trouble) -> None:
+    count = iter(range(100))
+    with Server(lambda question, seed: trouble if next(count) < 2 else "\\boxed{1}") as server:
+        (got,) = score(judge(server.url, tmp_path, votes=1), make_rollout("a"))
+    assert (got.reward, len(server.requests)) == (1.0, 3)
+
+
+def test_no_answer_ends_the_run(tmp_path) -> None:
+    """It is not a score of 0: the response is not at fault."""
+    with Server(lambda question, seed: 500) as server:
+        with pytest.raises(UnmaskError, match="no answer from the judge"):
+            score(judge(server.url, tmp_path, max_retries=1, votes=1), make_rollout("a"))
+        assert len(server.requests) == 2
+    with pytest.raises(UnmaskError, match="no answer from the judge"):
+        score(judge("http://127.0.0.1:9/v1", tmp_path, max_retries=0), make_rollout("a"))
+
+
+@pytest.mark.parametrize(("limit", "value", "sent"), [("max_requests", 4, 4), ("max_tokens", 250, 3)])
+def test_the_budget(tmp_path, limit: str, value: int, sent: int) -> None:
+    with Server(lambda question, seed: "\\boxed{1}") as server:
+        with pytest.raises(UnmaskError, match=f"{limit} is {value}"):
+            score(judge(server.url, tmp_path, votes=6, max_concurrent=1, **{limit: value}), make_rollout("a"))
+        assert len(server.requests) == sent
+        score(judge(server.url, tmp_path, votes=sent), make_rollout("a"))
+        assert len(server.requests) == sent  # what was paid for is kept
+
+
+def test_rate_and_number_at_a_time(tmp_path) -> None:
+    with Server(lambda question, seed: "\\boxed{1}") as server:
+        score(judge(server.url, tmp_path, votes=12, max_concurrent=2), make_rollout("a"))
+        assert server.most_at_once == 2
+        server.times.clear()
+        score(judge(server.url, tmp_path, votes=5, requests_per_minute=1200.0), make_rollout("b"))
+    assert server.times[-1] - server.times[0] > 4 * 0.05 * 0.8
+
+
+def test_chunks(tmp_path) -> None:
+    """Two chunks and a rest of a response: votes that agree count, others are replaced by the outcome; each score is on the
+    token of its chunk that was unmasked last."""
+    pieces = ["a", "b", "c", "d", "right"]
+    step_map = [3, 1, 0, 0, 2]
+
+    def answer(question: str, seed: int) -> str:
+        chunk = question.split("part to judge:\n")[1].split("\n\n")[0]
+        return {"ab": "\\boxed{0}", "cd": f"\\boxed{{{seed % 2}}}", "right": "\\boxed{1}"}[chunk]
+
+    with Server(answer) as server:
+        (got,) = score(judge(server.url, tmp_path, chunk_tokens=2), make_rollout("abcdright", pieces, step_map))
+    assert got.reward == 1.0
+    assert got.token_rewards == [0.0, 0.0, 0.0, 1.0, 1.0]  # 0 at token 0; the outcome, 1, at token 3; 1 at token 4
+    assert got.reason == "the outcome; votes 0 0 0; 0 1 0; 1 1 1"
+    befores = {r["messages"][-1]["content"].split("so far:\n")[1].split("\n\n")[0] for r in server.requests}
+    assert befores == {"(nothing)", "ab", "abcd"}
+
+
+def test_chunks_are_standardised_over_the_group(tmp_path) -> None:
+    made = judge("http://unused/v1", tmp_path, chunk_tokens=2)
+    rollouts = [make_rollout("", ["x"] * n, list(range(n))) for n in (4, 3, 2)]
+    scores = [Score(1.0, "", [0.0, 1.0, 0.0, 0.5]), Score(0.0, "", [0.0, 0.0, 1.0]), Score(0.0, "", [0.0, 0.5])]
+    got = [s.token_rewards for s in made.finish_group(rollouts, scores)]
+    first = (np.array([1.0, 0.0, 0.5]) - 0.5) / np.std([1.0, 0.0, 0.5])
+    expected = [[0.0, first[0], 0.0, -1.0], [0.0, first[1], 1.0], [0.0, first[2]]]
+    assert [pytest.approx(row) for row in expected] == got
+
+
+def test_arithmetic_of_chunks() -> None:
+    assert (chunk_ends(5, 2), chunk_ends(4, 2), chunk_ends(0, 2)) == ([2, 4, 5], [2, 4], [])
+    assert agreed([1, 1, 0], 3, 2 / 3, 0.25) == 1
+    assert agreed([1, 1, 0], 3, 1.0, 0.25) == 0.25
+    assert agreed([1, 1], 3, 1.0, 0.25) == 0.25  # one vote had no verdict
+    assert agreed([], 3, 0.6, 0.25) == 0.25
+    assert place([5.0, 7.0], [3, 4], [1, 1, 0, 9]) == [0.0, 5.0, 0.0, 7.0]
+    assert standardise([[1.0], [1.0], []]) == [[0.0], [0.0], []]
+
+
+@pytest.mark.parametrize("options", [{"verdict": "no group"}, {"verdict": "("}, {"votes": 0}, {"agreement": 0.5}])
+def test_bad_options(options: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        Judge.Options(base_url="x", model="m", **options)
+
+
+def test_a_cache_that_is_none(tmp_path) -> None:
+    (tmp_path / "cache").write_text("")
+    with pytest.raises(UnmaskError, match="cannot be used as the judge's cache"):
+        score(judge("http://unused/v1", tmp_path), make_rollout("a"))
