@@ -100,8 +100,10 @@ def compare_decoding(name: str, plan: dict, base: Path, out: Path, seeds: list[i
         target = out / label.replace(", ", "-").replace(" ", "-")
         if not (target / "results.json").exists():
             unmask(["eval", str(folder), *plan["evaluate"], *plan["settings"], "--output", str(target)])
-        for mode, facts in json.loads((target / "results.json").read_text())["modes"].items():
-            rows.append((label, mode, facts["accuracy"], facts["standard_error"], facts["tokens_per_forward"]))
+        (task,) = json.loads((target / "results.json").read_text())["tasks"].values()
+        for mode, facts in task["modes"].items():
+            numbers = [facts["metrics"][key] for key in ("accuracy", "standard_error", "tokens_per_forward")]
+            rows.append((label, mode, *numbers))
     write_csv(name, ("checkpoint", "mode", "accuracy", "standard_error", "tokens_per_forward"), rows)
     table = [(label, mode, f"{a:.1%} ± {e:.1%}", f"{tpf:.2f}") for label, mode, a, e, tpf in rows]
     write_table(name, plan["question"], ("checkpoint", "mode", "accuracy", "tokens per forward"), table)

@@ -16,7 +16,7 @@ import pytest
 from tests.recipes import RL, SFT, unmask, write_recipe
 from unmask.train.checkpoint import list_checkpoints
 
-COMMANDS = ("quickstart", "sft", "rl", "eval", "generate", "inspect", "checkpoint", "view", "plot")
+COMMANDS = ("quickstart", "sft", "rl", "eval", "generate", "inspect", "checkpoint", "sandbox", "view", "plot")
 
 
 def test_help_is_quick_and_loads_no_torch() -> None:
@@ -73,24 +73,6 @@ def test_run_folder_holds_everything(trained) -> None:
     assert "eval/accuracy" in records[-1]
 
 
-def test_eval_of_a_run_uses_its_own_source(trained, tmp_path) -> None:
-    words = ["num_examples=6", "modes.static.max_new_tokens=12", "modes.dynamic.max_new_tokens=12"]
-    result = unmask("eval", trained / "rl", *words, "--output", tmp_path / "out")
-    assert result.returncode == 0, result.stderr
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert results["source"]["options"]["max_operations"] == 2
-    for mode in ("static", "dynamic"):
-        assert results["modes"][mode]["num_examples"] == 6
-        assert results["modes"][mode]["sampling"]["max_new_tokens"] == 12  # decode settings are recorded
-        assert mode in result.stdout
-        lines = (tmp_path / "out" / f"traces-{mode}.jsonl").read_text().splitlines()
-        assert len(lines) == 6
-    again = unmask("eval", trained / "rl", *words, "--output", tmp_path / "again")
-    assert again.returncode == 0
-    for name in ("traces-static.jsonl", "traces-dynamic.jsonl"):
-        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
-
-
 def test_generate_and_view(trained, tmp_path) -> None:
     result = unmask("generate", trained / "rl", "max_new_tokens=8", "--prompt", "1+2=?", "--prompt", "3*3=?", "seed=4")
     assert result.returncode == 0, result.stderr
@@ -138,7 +120,7 @@ def bad(tmp_path: Path, trained: Path) -> dict[str, tuple[list, str]]:
         "unmeasured stop": (["sft", sft, "stop.metric=bleu", "train.max_steps=3"], "stop.metric 'bleu' is not measured; known: accuracy, "),
         "resume nothing": (["sft", sft, f"run.dir={tmp_path / 'none'}", "--resume"], "nothing to resume here"),
         "no prompts": (["generate", rl], "give prompts either with --prompt or with --input"),
-        "no source": (["eval", truncated], "key 'source' is missing"),
+        "no source": (["eval", truncated], "there is nothing to measure: name tasks (--tasks) or a source"),
         "stop without eval": (["sft", sft, "stop.metric=accuracy", "eval.every_steps=0"], "stop.metric needs eval.every_steps"),
         "unknown rollout strategy": (["rl", rl_recipe, "rollout.remasking_strategy=best"], "unknown remasking_strategy 'best'"),
         "unknown advantage": (["rl", rl_recipe, "advantage=gae"], "unknown advantage 'gae'"),

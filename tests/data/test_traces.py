@@ -118,7 +118,7 @@ def test_every_objective_trains_on_what_eval_recorded(tmp_path, objective) -> No
     assert unmask("sft", base, "train.max_steps=1", "eval.every_steps=0", f"run.dir={tmp_path / 'base'}").returncode == 0
     words = ["split=train", "num_examples=8", "modes.dynamic.max_new_tokens=12", "modes.static.max_new_tokens=12"]
     assert unmask("eval", tmp_path / "base", *words, "--output", tmp_path / "traces").returncode == 0
-    options = [f"source.options={{path='{tmp_path / 'traces' / 'traces-dynamic.jsonl'}', drops_cut=false}}"]
+    options = [f"source.options={{path='{tmp_path / 'traces' / 'traces-chained_arithmetic-dynamic.jsonl'}', drops_cut=false}}"]
     run = [f"model={{path='{tmp_path / 'base'}'}}", "source.name=traces", f"objective.name={objective}", "eval.every_steps=0"]
     recipe = write_recipe(tmp_path, "bare", SFT.replace('[model]\npreset = "sdar/tiny"\n', ""))
     done = unmask("sft", recipe, *run, *options, "train.max_steps=6", f"run.dir={tmp_path / 'run'}")

@@ -146,7 +146,8 @@ def test_evaluations_see_the_weights_as_they_are(tmp_path) -> None:
         settings = ["source.name=chained_arithmetic", "source.options={min_operations=1,max_operations=2}", "num_examples=4"]
         settings += [f"modes.{mode}={{max_new_tokens=12,temperature=0.0}}" for mode in ("dynamic", "static")]
         assert unmask("eval", folder, *settings, "--output", out).returncode == 0
-        assert json.loads((out / "results.json").read_text())["modes"]["dynamic"]["tokens_per_forward"] == pytest.approx(wanted)
+        (task,) = json.loads((out / "results.json").read_text())["tasks"].values()
+        assert task["modes"]["dynamic"]["metrics"]["tokens_per_forward"] == pytest.approx(wanted)
 
 
 def test_accuracy_and_pass_at_group(parts) -> None:
@@ -241,10 +242,12 @@ def test_evaluation_counts(parts) -> None:
     result = evaluate(Engine(model), tokenizer, take_examples(source, 8), PARAMS, reward)
     traces = [g.rollouts[0].trace for g in result.groups]
     rewards = [g.rollouts[0].reward for g in result.groups]
-    assert result.accuracy == pytest.approx(np.mean(rewards))
-    assert result.standard_error == pytest.approx(np.std(rewards, ddof=1) / np.sqrt(8))
-    assert result.tokens_per_forward == sum(t.num_response_tokens for t in traces) / sum(t.num_forwards for t in traces)
-    assert result.cut_share == np.mean([t.finish_reason == "length" for t in traces])
+    got = result.measured
+    assert got["accuracy"] == got["reward_mean"] == pytest.approx(np.mean(rewards))
+    assert got["standard_error"] == pytest.approx(np.std(rewards, ddof=1) / np.sqrt(8))
+    assert got["tokens_per_forward"] == sum(t.num_response_tokens for t in traces) / sum(t.num_forwards for t in traces)
+    assert got["num_forwards"] == np.mean([t.num_forwards for t in traces])
+    assert got["cut_share"] == np.mean([t.finish_reason == "length" for t in traces])
     again = evaluate(Engine(model), tokenizer, take_examples(source, 8), PARAMS, reward)
     assert again.metrics() == result.metrics()
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -14,7 +12,7 @@ from typing import TYPE_CHECKING
 from unmask.config import GenerateRecipe, Plugin, load_recipe
 from unmask.config.evaluation import DEFAULT_MODES
 from unmask.errors import UnmaskError
-from unmask.types import Example, Message, Rollout, RolloutGroup, SamplingParams, Trace, TraceRecord
+from unmask.types import Example, Message, Rollout, SamplingParams, Trace, TraceRecord
 
 if TYPE_CHECKING:
     from unmask.data.chat import ChatTokenizer
@@ -40,6 +38,7 @@ def run_generate(
     from unmask.data.chat import ChatTokenizer
     from unmask.diffusion.remasking import get_strategy
     from unmask.engine import Engine
+    from unmask.evaluate.records import fingerprint
     from unmask.launch import find_model_folder, pick_device, pick_precision
     from unmask.models.checkpoint import load_model
 
@@ -57,18 +56,6 @@ def run_generate(
     else:
         _write(output, engine, tokenizer, examples, params, name, overwrite)
         print(output)
-
-
-def fingerprint(folder: Path) -> str:
-    """Tells checkpoints apart by samples of their weights' bytes, wherever the folder lies."""
-    digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        size = file.stat().st_size
-        with open(file, "rb") as stream:
-            for i in range(65):
-                stream.seek(max(0, size - 4096) * i // 64)
-                digest.update(stream.read(4096))
-    return digest.hexdigest()[:12]
 
 
 def _examples(prompts: list[str], input_file: Path | None) -> list[Example]:
@@ -93,6 +80,7 @@ def _decode(
     done: Sequence[TraceRecord] = (),
 ) -> Iterator[TraceRecord]:  # fmt: skip
     """A record for every example that is not among those done, as soon as it is finished; shows progress."""
+    from unmask.evaluate.records import check_finished
     from unmask.rl.rollout import seeded_params
     from unmask.train.progress import Progress
 
@@ -100,12 +88,8 @@ def _decode(
     finished = {record.id: record.trace for record in done}
     prompts = [tokenizer.prompt_ids(example) for example in examples]
     for example, prompt, p in zip(examples, prompts, every, strict=True):
-        old = finished.get(example.id)
-        if old is not None and (old.prompt_ids, old.settings) != (prompt, p.model_dump(mode="json")):
-            raise UnmaskError(
-                f"row {example.id!r} of the output was decoded from another prompt or with other settings; "
-                "choose another file, or --overwrite"
-            )
+        if (old := finished.get(example.id)) is not None:
+            check_finished(example.id, old, prompt, p.model_dump(mode="json"))
     left = [i for i, example in enumerate(examples) if example.id not in finished]
     start = time.monotonic()
     num_tokens = num_forwards = num_finished = 0
@@ -128,12 +112,9 @@ def _decode(
 
 
 def _record(example: Example, trace: Trace, tokenizer: ChatTokenizer, checkpoint: str) -> TraceRecord:
-    from unmask.evaluate import trace_record
+    from unmask.evaluate.records import trace_record
 
-    rollout = Rollout(trace, tokenizer.decode(trace.response_ids))
-    record = trace_record(RolloutGroup(example, [rollout]), tokenizer)
-    record.checkpoint = checkpoint
-    return record
+    return trace_record(example, Rollout(trace, tokenizer.decode(trace.response_ids)), tokenizer, checkpoint=checkpoint)
 
 
 def _in_order(records: Iterator[TraceRecord], ids: Sequence[str]) -> Iterator[TraceRecord]:
@@ -153,10 +134,10 @@ def _write(
     checkpoint: str, overwrite: bool,
 ) -> None:  # fmt: skip
     """Appends whole lines as answers are finished; at the end the file is put into the order of the input."""
-    from unmask.evaluate import write_records
+    from unmask.evaluate.records import read_finished, write_records
     from unmask.metrics import JsonlWriter
 
-    done = [] if overwrite else _finished_rows(output, {example.id for example in examples}, checkpoint)
+    done = [] if overwrite else read_finished(output, {example.id for example in examples}, checkpoint)
     records = {record.id: record for record in done}
     writer: JsonlWriter | None = None
     try:
@@ -171,31 +152,3 @@ def _write(
         if writer is not None:
             writer.close()
     write_records(output, [records[example.id] for example in examples])
-
-
-def _finished_rows(output: Path, known_ids: set[str], checkpoint: str) -> list[TraceRecord]:
-    """What an earlier, interrupted run has written; a line that it was torn from in the middle is cut off.
-
-    Raises `UnmaskError` for a file with anything else in it, which is left as it is.
-    """
-    if not output.exists():
-        return []
-    content = output.read_bytes()
-    whole, torn = content[: content.rfind(b"\n") + 1], content[content.rfind(b"\n") + 1 :]
-    records: dict[str, TraceRecord] = {}
-    for number, line in enumerate(whole.splitlines(), 1):
-        where = f"{output}:{number}"
-        try:
-            record = TraceRecord.from_dict(json.loads(line), where)
-        except ValueError:
-            raise UnmaskError(f"{where}: is not a line of traces; choose another file, or --overwrite") from None
-        if record.id not in known_ids or record.checkpoint.split("@")[-1] != checkpoint.split("@")[-1]:
-            what = "another checkpoint" if record.id in known_ids else "another input"
-            raise UnmaskError(f"{output}: has row {record.id!r} of {what}; choose another file, or --overwrite")
-        records[record.id] = record
-    if torn and not torn.startswith(b'{"id"'[: len(torn)]):
-        raise UnmaskError(f"{output}: does not end with a line of traces; choose another file, or --overwrite")
-    if torn:
-        with open(output, "r+b") as file:
-            file.truncate(len(whole))
-    return list(records.values())

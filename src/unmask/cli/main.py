@@ -76,17 +76,35 @@ def rl(words: Words, resume: Resume = False, dry_run: DryRun = False) -> None:
 
 @app.command("eval")
 def evaluate(
-    checkpoint: Checkpoint,
+    checkpoint: Annotated[str, typer.Argument(metavar="CKPT", help="model folder, run folder or hub name")] = "",
     settings: Annotated[
         list[str] | None, typer.Argument(metavar="[RECIPE]... [KEY=VALUE]...", help="default source: the run's own")
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="folder for results.json and the traces of each mode")] = None,
+    tasks: Annotated[str, typer.Option(help="names of tasks, with commas between them: gsm8k,humaneval")] = "",
+    sampling: Annotated[str, typer.Option(help="names of modes, with commas between them: static,dynamic; default: all")] = "",
+    num_responses: Annotated[int | None, typer.Option("-k", min=1, help="responses to each example; default: 1")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="folder for results.json and all traces; what is there already is not decoded again")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="start the output anew")] = False,
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option(metavar="A B", help="two results (files or folders), instead of an evaluation")
+    ] = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Accuracy and tokens per forward, static and dynamic."""
-    from unmask.cli.evaluation import run_eval
+    """Accuracy and speed on tasks, static and dynamic; or the difference between two results."""
+    from unmask.cli.evaluation import run_compare, run_eval
 
-    run_eval(checkpoint, settings or [], output, dry_run)
+    if compare is not None:
+        if checkpoint:
+            raise UnmaskError(f"--compare takes two results and no checkpoint; found {checkpoint!r}")
+        run_compare(*compare)
+        return
+    if not checkpoint:
+        raise UnmaskError("give a checkpoint (model folder, run folder or hub name), or --compare A B")
+    words = [*(settings or []), *([] if num_responses is None else [f"num_responses={num_responses}"])]
+    names = [[name.strip() for name in given.split(",") if name.strip()] for given in (tasks, sampling)]
+    run_eval(checkpoint, words, output, dry_run, tasks=names[0], modes=names[1], overwrite=overwrite)
 
 
 @app.command()

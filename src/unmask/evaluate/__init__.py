@@ -2,89 +2,53 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 from unmask.data.chat import ChatTokenizer
 from unmask.data.sources import Source
 from unmask.engine import Engine
 from unmask.errors import UnmaskError
-from unmask.files import new_file
+from unmask.evaluate.results import METRICS, measure
 from unmask.rl.rollout import make_rollouts
 from unmask.rl.scoring import RewardPool
-from unmask.types import Example, RolloutGroup, SamplingParams, TraceRecord
-
-METRICS = ("accuracy", "tokens_per_forward", "response_length", "cut_share")
+from unmask.types import Example, RolloutGroup, SamplingParams, Trace
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Means over examples (one response each). `standard_error` is that of the accuracy."""
+    """The rollouts, example by example, and what `measure` says of them."""
 
-    accuracy: float
-    standard_error: float
-    tokens_per_forward: float
-    response_length: float
-    cut_share: float
-    num_examples: int
     groups: list[RolloutGroup]
+    measured: dict[str, Any]
 
     def metrics(self) -> dict[str, float]:
-        return {name: getattr(self, name) for name in METRICS}
+        return {name: self.measured[name] for name in METRICS}
 
 
 def evaluate(
-    engine: Engine, tokenizer: ChatTokenizer, examples: Sequence[Example], params: SamplingParams, rewards: RewardPool
-) -> Evaluation:
-    """Decodes one response per example and rewards it. Accuracy is the mean reward; tokens per forward is all response
-    tokens over all forward passes."""
-    groups = make_rollouts(engine, tokenizer, examples, params, rewards, seed_keys=("eval",))
-    rollouts = [group.rollouts[0] for group in groups]
-    values, n = [float(r.reward or 0.0) for r in rollouts], len(rollouts)
-    accuracy = sum(values) / n
-    variance = sum((value - accuracy) ** 2 for value in values) / max(1, n - 1)
-    num_tokens = sum(r.trace.num_response_tokens for r in rollouts)
-    return Evaluation(
-        accuracy=accuracy,
-        standard_error=math.sqrt(variance / n),
-        tokens_per_forward=num_tokens / sum(r.trace.num_forwards for r in rollouts),
-        response_length=num_tokens / n,
-        cut_share=sum(r.trace.finish_reason == "length" for r in rollouts) / n,
-        num_examples=n,
-        groups=groups,
-    )
+    engine: Engine, tokenizer: ChatTokenizer, examples: Sequence[Example], params: SamplingParams, rewards: RewardPool, *,
+    num_responses: int = 1, finished: Mapping[int, Trace] | None = None,
+    on_finished: Callable[[int, Trace], None] | None = None,
+) -> Evaluation:  # fmt: skip
+    """Decodes `num_responses` responses to each example and scores them.
+
+    finished, on_finished: of `make_rollouts`, to continue what was interrupted.
+    """
+    groups = make_rollouts(
+        engine, tokenizer, examples, params, rewards, group_size=num_responses, seed_keys=("eval",), finished=finished,
+        on_finished=on_finished,
+    )  # fmt: skip
+    return Evaluation(groups, measure(groups))
 
 
 def take_examples(source: Source | Sequence[Example], num: int, first: int = 0) -> list[Example]:
-    """`num` examples from index `first` on (fewer if the source ends). Raises `UnmaskError` for none or no answer."""
+    """`num` examples from index `first` on (fewer if the source ends). Raises `UnmaskError` where there are none."""
     examples = [source[i] for i in range(first, min(first + num, len(source)))]
     if not examples:
         raise UnmaskError(f"the source has {len(source)} examples, none from index {first} on")
-    if unanswered := [e.id for e in examples if e.answer is None]:
-        raise UnmaskError(f"example {unanswered[0]}: has no answer; evaluation needs one for each")
     return examples
 
 
-def trace_record(group: RolloutGroup, tokenizer: ChatTokenizer, member: int = 0) -> TraceRecord:
-    """A rollout as a line of traces.jsonl."""
-    rollout, example = group.rollouts[member], group.example
-    return TraceRecord(
-        id=example.id,
-        trace=rollout.trace,
-        prompt_text=example.messages[-1].content,
-        response_text=rollout.text,
-        prompt_pieces=tokenizer.pieces(rollout.trace.prompt_ids),
-        canvas_pieces=tokenizer.pieces(rollout.trace.canvas_ids),
-        answer=example.answer,
-        reward=rollout.reward,
-    )
-
-
-def write_records(path: Path, records: Sequence[TraceRecord]) -> None:
-    """One JSON object per line, written whole or not at all. Raises `UnmaskError`."""
-    with new_file(path) as temporary, open(temporary, "w", encoding="utf-8") as lines:
-        for record in records:
-            lines.write(json.dumps(record.to_dict(), ensure_ascii=False) + "\n")
+__all__ = ["METRICS", "Evaluation", "evaluate", "take_examples"]

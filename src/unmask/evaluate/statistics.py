@@ -31,12 +31,12 @@ def estimate_share(shares: Sequence[float]) -> Estimate:
     n, mean = len(shares), float(np.mean(shares))
     error = float(np.std(shares, ddof=1)) / math.sqrt(n) if n > 1 else 0.0
     effective = mean * (1 - mean) / error**2 if error > 0 else float(n)
-    centre, spread = (
-        mean + Z_95**2 / (2 * effective),
-        Z_95 * math.sqrt(mean * (1 - mean) / effective + (Z_95 / (2 * effective)) ** 2),
-    )
+    centre = mean + Z_95**2 / (2 * effective)
+    half = Z_95 * math.sqrt(mean * (1 - mean) / effective + (Z_95 / (2 * effective)) ** 2)
     scale = 1 + Z_95**2 / effective
-    return Estimate(mean, error, max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale))
+    low = 0.0 if mean == 0 else (centre - half) / scale  # as the formula says, without its rounding
+    high = 1.0 if mean == 1 else (centre + half) / scale
+    return Estimate(mean, error, low, high)
 
 
 def pass_at(num_tries: int, num_responses: int, num_right: int) -> float:

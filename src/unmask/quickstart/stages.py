@@ -22,7 +22,8 @@ from unmask.data.chained_arithmetic import count_steps
 from unmask.data.chat import ChatTokenizer
 from unmask.data.sources import open_source
 from unmask.engine import Engine
-from unmask.evaluate import evaluate, take_examples, trace_record, write_records
+from unmask.evaluate import evaluate, take_examples
+from unmask.evaluate.records import trace_record, write_records
 from unmask.files import read_json, write_text
 from unmask.launch import pick_device, start
 from unmask.models.checkpoint import load_model
@@ -122,7 +123,7 @@ def measure(checkpoint: Path, recipe: SftRecipe | RlRecipe, traces: Path) -> dic
     }
     for name, params in MODES.items():
         result = evaluate(engine, tokenizer, examples, params, rewards)
-        results[name] = {**result.metrics(), "standard_error": result.standard_error}
+        results[name] = {**result.metrics(), "standard_error": result.measured["standard_error"]}
         if name == "dynamic":
             rollouts = [group.rollouts[0] for group in result.groups]
             counts = [count_steps(rollout.text) for rollout in rollouts]
@@ -130,7 +131,9 @@ def measure(checkpoint: Path, recipe: SftRecipe | RlRecipe, traces: Path) -> dic
             results["wrong_steps"] = sum(wrong for _, wrong in counts) / max(1, sum(steps for steps, _ in counts))
             confidences = [c for r in rollouts for c in r.trace.confidences[: r.trace.num_response_tokens]]
             results["mean_confidence"] = sum(confidences) / len(confidences)
-            write_records(traces, [trace_record(group, tokenizer) for group in result.groups[:NUM_PLAYED]])
+            write_records(
+                traces, [trace_record(group.example, group.rollouts[0], tokenizer) for group in result.groups[:NUM_PLAYED]]
+            )
     groups = make_rollouts(
         engine,
         tokenizer,

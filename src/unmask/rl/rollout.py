@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from unmask.data.chat import ChatTokenizer
 from unmask.engine import Engine
 from unmask.errors import UnmaskError
 from unmask.rewards import Score
 from unmask.rl.scoring import RewardPool
-from unmask.types import Example, Rollout, RolloutGroup, SamplingParams
+from unmask.types import Example, Rollout, RolloutGroup, SamplingParams, Trace
 
 
 def derive_seed(*keys: int | str) -> int:
@@ -37,7 +37,8 @@ def seeded_params(
 
 def make_rollouts(
     engine: Engine, tokenizer: ChatTokenizer, examples: Sequence[Example], params: SamplingParams, rewards: RewardPool | None,
-    *, group_size: int = 1, seed_keys: tuple[int | str, ...] = (),
+    *, group_size: int = 1, seed_keys: tuple[int | str, ...] = (), finished: Mapping[int, Trace] | None = None,
+    on_finished: Callable[[int, Trace], None] | None = None,
 ) -> list[RolloutGroup]:  # fmt: skip
     """`group_size` rewarded responses for each example.
 
@@ -45,6 +46,9 @@ def make_rollouts(
     not depend on the others. Responses stop at the model's end tokens and at the token that ends a turn of the chat
     template, unless params.stop_token_ids says otherwise. A response is scored as soon as it is decoded. rewards: None
     leaves rewards unset (plain decoding).
+
+    finished: traces that are there already, by the number of the response (example times `group_size` plus member); they are
+    scored, not decoded. on_finished: called with each other trace as soon as it is decoded.
     """
     if rewards is not None and (unanswered := [e.id for e in examples if not (e.answer or "").strip()]):
         raise UnmaskError(f"example {unanswered[0]}: has no answer; a reward compares with one")
@@ -52,13 +56,22 @@ def make_rollouts(
     seeded = seeded_params(engine, tokenizer, params, len(examples), group_size, seed_keys)
     rollouts: dict[int, Rollout] = {}
     scores: dict[int, Callable[[], Score]] = {}
-    for index, output in engine.stream(prompts, seeded):
+
+    def take(index: int, trace: Trace) -> None:
+        rollout = rollouts[index] = Rollout(trace, tokenizer.decode(trace.response_ids))
+        if rewards is not None:
+            if rewards.needs_pieces:
+                rollout.pieces = tokenizer.pieces(trace.response_ids)
+            scores[index] = rewards.submit(rollout, examples[index // group_size])
+
+    for index, trace in (finished or {}).items():
+        take(index, trace)
+    left = [index for index in range(len(prompts)) if index not in rollouts]
+    for number, output in engine.stream([prompts[index] for index in left], [seeded[index] for index in left]):
         if output.trace is not None:
-            rollouts[index] = Rollout(output.trace, tokenizer.decode(output.trace.response_ids))
-            if rewards is not None:
-                if rewards.needs_pieces:
-                    rollouts[index].pieces = tokenizer.pieces(output.trace.response_ids)
-                scores[index] = rewards.submit(rollouts[index], examples[index // group_size])
+            if on_finished is not None:
+                on_finished(left[number], output.trace)
+            take(left[number], output.trace)
     start = time.monotonic()
     for index in sorted(scores):  # a reward that draws random numbers draws them in this order
         rollout = rollouts[index]

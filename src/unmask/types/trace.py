@@ -103,8 +103,8 @@ class Trace:
 class TraceRecord:
     """A trace with what a reader wants to see beside it: one line of `traces.jsonl`.
 
-    `prompt_pieces` and `canvas_pieces` are the tokens as text, one piece per id, so that the file can be shown
-    without the tokenizer.
+    `member` numbers several responses to one example. `prompt_pieces` and `canvas_pieces` are the tokens as text, one piece per
+    id, so that the file can be shown without the tokenizer.
     """
 
     __pydantic_config__ = _CLOSED
@@ -117,6 +117,9 @@ class TraceRecord:
     canvas_pieces: list[str] = field(default_factory=list)
     answer: str | None = None
     reward: Annotated[Number, Field(allow_inf_nan=False)] | None = None
+    reason: str = ""
+    parts: dict[str, Number] = field(default_factory=dict)  # sub-scores of the reward
+    member: Count = 0
     checkpoint: str = ""  # name and fingerprint of the model folder that decoded it
 
     def to_dict(self) -> dict[str, Any]:
