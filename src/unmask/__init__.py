@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
+    "CodeLimits": "unmask.rewards.code_tests",
     "Engine": "unmask.engine",
     "SamplingParams": "unmask.types",
+    "TestResult": "unmask.rewards.code_tests",
     "Trace": "unmask.types",
     "UnmaskError": "unmask.errors",
     "ValueModel": "unmask.models",
@@ -21,12 +23,13 @@ _HOME = {
     "load_model": "unmask.models.checkpoint",
     "new_model": "unmask.models.checkpoint",
     "replay_logprobs": "unmask.objectives.trace_views",
+    "run_code_tests": "unmask.rewards.code_tests",
     "save_model": "unmask.models.checkpoint",
 }
 
 __all__ = [
-    "Engine", "SamplingParams", "Trace", "UnmaskError", "ValueModel", "generate", "load_model", "new_model", "replay_logprobs",
-    "save_model",
+    "CodeLimits", "Engine", "SamplingParams", "TestResult", "Trace", "UnmaskError", "ValueModel", "generate", "load_model",
+    "new_model", "replay_logprobs", "run_code_tests", "save_model",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from unmask.models import ValueModel
     from unmask.models.checkpoint import load_model, new_model, save_model
     from unmask.objectives.trace_views import replay_logprobs
+    from unmask.rewards.code_tests import CodeLimits, TestResult, run_code_tests
     from unmask.types import SamplingParams, Trace
 
 
