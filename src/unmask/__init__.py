@@ -22,11 +22,12 @@ _HOME = {
     "new_model": "unmask.models.checkpoint",
     "replay_logprobs": "unmask.objectives.trace_views",
     "save_model": "unmask.models.checkpoint",
+    "verify_math": "unmask.rewards.math",
 }
 
 __all__ = [
     "Engine", "SamplingParams", "Trace", "UnmaskError", "ValueModel", "generate", "load_model", "new_model", "replay_logprobs",
-    "save_model",
+    "save_model", "verify_math",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from unmask.models import ValueModel
     from unmask.models.checkpoint import load_model, new_model, save_model
     from unmask.objectives.trace_views import replay_logprobs
+    from unmask.rewards.math import verify_math
     from unmask.types import SamplingParams, Trace
 
 

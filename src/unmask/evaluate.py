@@ -59,12 +59,10 @@ def evaluate(
 
 
 def take_examples(source: Source | Sequence[Example], num: int, first: int = 0) -> list[Example]:
-    """`num` examples from index `first` on (fewer if the source ends). Raises `UnmaskError` for none or no answer."""
+    """`num` examples from index `first` on (fewer if the source ends). Raises `UnmaskError` for none."""
     examples = [source[i] for i in range(first, min(first + num, len(source)))]
     if not examples:
         raise UnmaskError(f"the source has {len(source)} examples, none from index {first} on")
-    if unanswered := [e.id for e in examples if e.answer is None]:
-        raise UnmaskError(f"example {unanswered[0]}: has no answer; evaluation needs one for each")
     return examples
 
 

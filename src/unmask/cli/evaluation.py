@@ -43,27 +43,28 @@ def run_eval(checkpoint: str, words: list[str], output: Path | None, dry_run: bo
     folder = find_model_folder(checkpoint)
     source = open_source(recipe.source, recipe.split, recipe.run.seed)
     examples = take_examples(source, recipe.num_examples, recipe.first_example)
-    rewards = RewardPool(recipe.reward)
-    model, tokenizer = load_model(folder, device=device), ChatTokenizer.load(folder)
-    engine = Engine(model, decode=tokenizer.decode, **recipe.engine.model_dump())
+    with RewardPool(recipe.reward) as rewards:
+        rewards.check(examples)
+        model, tokenizer = load_model(folder, device=device), ChatTokenizer.load(folder)
+        engine = Engine(model, decode=tokenizer.decode, **recipe.engine.model_dump())
 
-    table = Table("mode", "accuracy", "tokens per forward", "response length", "cut", "seconds")
-    results: dict[str, dict] = {}
-    for name, params in recipe.modes.items():
-        start = time.monotonic()
-        with autocast(pick_precision(recipe.run.precision, device), device):
-            result = evaluate(engine, tokenizer, examples, params, rewards)
-        seconds = time.monotonic() - start
-        results[name] = {
-            **result.metrics(), "standard_error": result.standard_error, "num_examples": result.num_examples,
-            "seconds": seconds, "sampling": params.model_dump(mode="json"),
-        }  # fmt: skip
-        table.add_row(
-            name, f"{result.accuracy:.1%} ± {result.standard_error:.1%}", f"{result.tokens_per_forward:.2f}",
-            f"{result.response_length:.1f}", f"{result.cut_share:.1%}", f"{seconds:.1f}",
-        )  # fmt: skip
-        if output is not None:
-            write_records(output / f"traces-{name}.jsonl", [trace_record(group, tokenizer) for group in result.groups])
+        table = Table("mode", "accuracy", "tokens per forward", "response length", "cut", "seconds")
+        results: dict[str, dict] = {}
+        for name, params in recipe.modes.items():
+            start = time.monotonic()
+            with autocast(pick_precision(recipe.run.precision, device), device):
+                result = evaluate(engine, tokenizer, examples, params, rewards)
+            seconds = time.monotonic() - start
+            results[name] = {
+                **result.metrics(), "standard_error": result.standard_error, "num_examples": result.num_examples,
+                "seconds": seconds, "sampling": params.model_dump(mode="json"),
+            }  # fmt: skip
+            table.add_row(
+                name, f"{result.accuracy:.1%} ± {result.standard_error:.1%}", f"{result.tokens_per_forward:.2f}",
+                f"{result.response_length:.1f}", f"{result.cut_share:.1%}", f"{seconds:.1f}",
+            )  # fmt: skip
+            if output is not None:
+                write_records(output / f"traces-{name}.jsonl", [trace_record(group, tokenizer) for group in result.groups])
     Console(highlight=False).print(table)
     if output is not None:
         facts = {"checkpoint": str(folder), "source": recipe.source.model_dump(), "modes": results}

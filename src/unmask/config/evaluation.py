@@ -27,7 +27,7 @@ class EvalRecipe(Section):
 
     run: MachineConfig = Field(default_factory=MachineConfig)
     source: Plugin
-    reward: Plugin = Field(default_factory=lambda: Plugin(name="boxed"))
+    reward: Plugin = Field(default_factory=lambda: Plugin(name="exact"))
     engine: EngineLimits = Field(default_factory=EngineLimits)
     num_examples: int = Field(512, ge=1, description="examples measured in each mode")
     first_example: int = Field(0, ge=0, description="index in the split where they start")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -74,6 +75,7 @@ class Rollout:
     """One sampled response, its reward (0 to 1 for verifiable tasks; None = not scored) and the reason for it.
 
     pieces: response tokens as text, where the reward asked for them. token_rewards: process rewards, one per response token.
+    reward_parts: sub-scores of the reward by name.
     advantage: of the whole response. token_advantages: float [canvas], of each token, instead.
     """
 
@@ -81,6 +83,7 @@ class Rollout:
     text: str
     reward: float | None = None
     reward_reason: str = ""
+    reward_parts: Mapping[str, float] = field(default_factory=dict)
     pieces: list[str] = field(default_factory=list)
     token_rewards: list[float] | None = None
     advantage: float = 0.0
