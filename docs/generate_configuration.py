@@ -55,7 +55,11 @@ def type_of(info: FieldInfo) -> str:
     if get_origin(annotation) is Literal:
         return ", ".join(f"`{json.dumps(value)}`" for value in get_args(annotation))
     if get_origin(annotation) is tuple:
-        return "list of integers"
+        of = get_args(annotation)[0]
+        values = ", ".join(f"`{json.dumps(value)}`" for value in get_args(of)) if get_origin(of) is Literal else ""
+        return f"list of {values or {int: 'integers', str: 'texts'}[of]}"
+    if get_origin(annotation) is dict:
+        return "table"
     words = {bool: "true or false", int: "integer", float: "number", str: "text"}[annotation]
     limits = [f"{sign} {_number(getattr(m, key))}" for m in info.metadata for key, sign in _COMPARATORS if hasattr(m, key)]
     return f"{words} {' and '.join(limits)}" if limits else words
@@ -83,7 +87,7 @@ def rows_of(kind: type[BaseModel], default: BaseModel | None, prefix: str = "", 
         candidates = [c for c in (info.annotation, *get_args(info.annotation)) if inspect.isclass(c)]
         table = next((c for c in candidates if issubclass(c, BaseModel)), None)
         if table is not None and get_origin(info.annotation) is tuple:
-            yield key, "list of tables", "`[]`", meaning_of(owner, name, info)
+            yield key, "list of tables", "required" if value is ... else "`[]`", meaning_of(owner, name, info)
             yield from rows_of(table, None, f"{key}[].")
         elif table is None:
             yield key, type_of(info), "required" if value is ... else default_of(value), meaning_of(owner, name, info)

@@ -41,7 +41,7 @@ options = { min_operations = 1, max_operations = 2 }
 [rollout]
 max_new_tokens = 12
 [reward]
-name = "boxed"
+name = "exact"
 options = { wrong_reward = 0.5, is_cut_wrong = false }
 [optimizer]
 lr = 1e-3

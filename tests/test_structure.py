@@ -32,6 +32,7 @@ LAYERS = [
 OPTIONAL = {
     "peft": "models/lora.py",
     "matplotlib": "viewer/picture.py",
+    "openai": "rewards/chat_endpoint.py",
     "tensorboard": "train/sinks.py",
     "wandb": "train/sinks.py",
 }

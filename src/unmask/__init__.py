@@ -19,17 +19,19 @@ _HOME = {
     "Trace": "unmask.types",
     "UnmaskError": "unmask.errors",
     "ValueModel": "unmask.models",
+    "Verdict": "unmask.rewards.math",
     "generate": "unmask.diffusion.generate",
     "load_model": "unmask.models.checkpoint",
     "new_model": "unmask.models.checkpoint",
     "replay_logprobs": "unmask.objectives.trace_views",
     "run_code_tests": "unmask.rewards.code_tests",
     "save_model": "unmask.models.checkpoint",
+    "verify_math": "unmask.rewards.math",
 }
 
 __all__ = [
-    "CodeLimits", "Engine", "SamplingParams", "TestResult", "Trace", "UnmaskError", "ValueModel", "generate", "load_model",
-    "new_model", "replay_logprobs", "run_code_tests", "save_model",
+    "CodeLimits", "Engine", "SamplingParams", "TestResult", "Trace", "UnmaskError", "ValueModel", "Verdict", "generate",
+    "load_model", "new_model", "replay_logprobs", "run_code_tests", "save_model", "verify_math",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from unmask.models.checkpoint import load_model, new_model, save_model
     from unmask.objectives.trace_views import replay_logprobs
     from unmask.rewards.code_tests import CodeLimits, TestResult, run_code_tests
+    from unmask.rewards.math import Verdict, verify_math
     from unmask.types import SamplingParams, Trace
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import tempfile
@@ -150,7 +151,7 @@ def start(recipe: SftRecipe | RlRecipe, *, resume: bool = False, title: str = ""
     folder = Path(recipe.run.dir or f"runs/{kind}-{time.strftime('%Y%m%d-%H%M%S')}")
     seed = recipe.run.seed
     seed_rng(seed)
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         pinned, origins = pin_folders(recipe, folder, resume)
         model, tokenizer, tokenizer_from = open_model(pinned.model, recipe.source, recipe.run, Path(scratch))
         source = open_source(recipe.source, "train", seed)
@@ -160,7 +161,8 @@ def start(recipe: SftRecipe | RlRecipe, *, resume: bool = False, title: str = ""
             steps *= recipe.train.num_minibatches * recipe.train.num_epochs
         trainer = make_trainer(model, recipe, recipe.optimizer, steps)
         engine = Engine(model, decode=tokenizer.decode, **limits_beside_training(recipe.engine, model.device))
-        evaluator = make_evaluator(recipe, trainer, engine, tokenizer)
+        rewards = RewardPool(recipe.reward)
+        evaluator = make_evaluator(recipe, trainer, engine, tokenizer, rewards)
         title = title or kind
         # What is wrong with the data or the parts is found before there is a run folder.
         if isinstance(recipe, SftRecipe):
@@ -169,16 +171,19 @@ def start(recipe: SftRecipe | RlRecipe, *, resume: bool = False, title: str = ""
             objective = make_sft_objective(recipe.objective, model, seed)
             check_demonstrations(source)
             objective.rows([demonstration(source, tokenizer, 0, 0)])
+            if recipe.eval.every_steps:
+                stack.enter_context(rewards)
             run = Run(folder, recipe, trainer, tokenizer_from, evaluator, resume=resume, title=title)
             write_text(folder / ORIGINS, json.dumps(origins, indent=2) + "\n")
             return train_sft(recipe, run, source, tokenizer, objective)
         assert isinstance(pinned, RlRecipe)
-        first, *_ = take_examples(source, num_to_check(source))
+        first, *_ = examples = take_examples(source, num_to_check(source))
+        rewards.check(examples)
         stages = make_stages(recipe, model)
         for stage in stages:
             engine.check(tokenizer.prompt_ids(first), stage.params, name="rollout")
         critic, reference = make_critic(pinned, model), make_reference(pinned, model)
-        rewards = RewardPool(recipe.reward, recipe.train.reward_workers)
+        stack.enter_context(rewards)
         run = Run(
             folder, recipe, trainer, tokenizer_from, evaluator, resume=resume, title=title,
             value_trainer=critic.trainer if critic else None,
@@ -251,15 +256,16 @@ def limits_beside_training(limits: EngineLimits, device: torch.device) -> dict[s
 
 
 def make_evaluator(
-    recipe: SftRecipe | RlRecipe, trainer: Trainer, engine: Engine, tokenizer: ChatTokenizer
+    recipe: SftRecipe | RlRecipe, trainer: Trainer, engine: Engine, tokenizer: ChatTokenizer, rewards: RewardPool
 ) -> Callable[[], dict[str, float]]:
     """Measures the trainer's model on the recipe's held-out examples: always the same ones, with the same seeds."""
-    config, rewards = recipe.eval, RewardPool(recipe.reward)
+    config = recipe.eval
     source = config.source or recipe.source
     examples = []
     if config.every_steps:
         held_out = open_source(source, "held_out", recipe.run.seed)
         examples = take_examples(held_out, config.num_examples, config.first_example)
+        rewards.check(examples)
         engine.check(tokenizer.prompt_ids(examples[0]), config.sampling, name="eval.sampling")
 
     def measure() -> dict[str, float]:

@@ -14,7 +14,7 @@ from unmask.data.chained_arithmetic import ChainedArithmetic, count_steps
 from unmask.data.chat import ChatTokenizer
 from unmask.data.sources import EpochOrder, open_source
 from unmask.errors import UnmaskError
-from unmask.rewards.boxed import last_boxed
+from unmask.rewards.answers import last_boxed
 from unmask.types import Example
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"

@@ -22,7 +22,7 @@ from unmask.objectives import RL_OBJECTIVES, SFT_OBJECTIVES
 from unmask.objectives.advantages import ADVANTAGES
 from unmask.objectives.trace_views import trace_rows
 from unmask.objectives.views import Grid, masked_rows
-from unmask.rewards import REWARDS
+from unmask.rewards import REWARDS, Reward, Score
 from unmask.train.run import read_metrics
 from unmask.types import Example
 
@@ -64,14 +64,9 @@ class ToySource:
         return Example(id=bits, messages=({"role": "user", "content": bits},), response=bits, answer=bits)
 
 
-class ToyReward:
-    Options = NoOptions
-
-    def __init__(self, options):
-        pass
-
-    def __call__(self, rollout, example):
-        return (len(rollout.trace.canvas_ids) + rollout.trace.canvas_ids[0]) % 5 / 4, "toy"
+class ToyReward(Reward):
+    async def __call__(self, rollout, example):
+        return Score((len(rollout.trace.canvas_ids) + rollout.trace.canvas_ids[0]) % 5 / 4, "toy")
 
 
 class ToySftObjective:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import pytest
 
+from tests.rewards import responses
 from unmask.config import Plugin
 from unmask.data.chained_arithmetic import ChainedArithmetic
 from unmask.errors import UnmaskError
 from unmask.rewards import make_reward
 from unmask.rewards.chained_steps import right_steps
-from unmask.types import Example, Message, Rollout, Trace
 
 
 def scored(pieces: list[str], question: str = "9+4-7*2=?", answer: str = "2", **options):
-    n = len(pieces)
-    trace = Trace([], [5] * n, [0] * n, [0.0] * n, [0.0] * n, n, 4, 1, "stop")
-    example = Example(id="q", messages=(Message(role="user", content=question),), answer=answer)
-    reward = make_reward(Plugin(name="chained_steps", options=options))
-    return reward(Rollout(trace, "".join(pieces), pieces=pieces), example)
+    of = responses.example(answer, question)
+    make_reward(Plugin(name="chained_steps", options=options)).check(of)
+    response = responses.rollout("".join(pieces), num_tokens=len(pieces), pieces=pieces)
+    return responses.scored("chained_steps", response, of=of, **options)[:3]
 
 
 def test_right_steps_are_those_of_a_clean_demonstration() -> None:

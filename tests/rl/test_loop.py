@@ -39,7 +39,7 @@ def parts():
     tokenizer = ChatTokenizer.tiny(source.vocabulary)
     special = {"vocab_size": len(tokenizer.tokenizer), "eos_token_id": [1], "pad_token_id": 0, "mask_token_id": 2}
     model = new_model("sdar/tiny", 0, initializer_range=0.1, **special)
-    return model, tokenizer, source, RewardPool(Plugin(name="boxed", options={"wrong_reward": 0.5}))
+    return model, tokenizer, source, RewardPool(Plugin(name="exact", options={"wrong_reward": 0.5}))
 
 
 PARAMS = SamplingParams(max_new_tokens=12)
@@ -115,23 +115,42 @@ def test_responses_are_scored_while_others_are_decoded(parts, monkeypatch) -> No
     assert events == ["decoded", "submitted"] * 6
 
 
-def test_the_recipe_says_how_many_workers(tmp_path, monkeypatch) -> None:
-    asked: list[int] = []
+def test_a_run_has_one_pool_and_closes_it(tmp_path, monkeypatch) -> None:
+    """Rollouts and evaluations share it; without an evaluation, SFT does not start what it will not use."""
+    events: list[str] = []
 
     class Spied(RewardPool):
-        def __init__(self, plugin, num_workers=0):
-            asked.append(num_workers)
-            super().__init__(plugin, num_workers)
+        def __enter__(self):
+            events.append("entered")
+            return super().__enter__()
+
+        def __exit__(self, *exc_info):
+            events.append("left")
+            super().__exit__(*exc_info)
 
     monkeypatch.setattr(launch, "RewardPool", Spied)
-    recipe, words = write_recipe(tmp_path, "rl", RL), ("train.max_steps=1", "eval.every_steps=0")
-    for workers in (0, 2):
-        assert (
-            unmask("rl", recipe, *words, f"train.reward_workers={workers}", f"run.dir={tmp_path / str(workers)}").returncode
-            == 0
-        )
-    assert sorted(asked) == [0, 0, 0, 2]  # that of the evaluation has none
-    assert (tmp_path / "0" / "metrics.jsonl").read_bytes() == (tmp_path / "2" / "metrics.jsonl").read_bytes()
+    recipe = write_recipe(tmp_path, "rl", RL)
+    assert unmask("rl", recipe, "train.max_steps=1", "eval.every_steps=1", f"run.dir={tmp_path / 'rl'}").returncode == 0
+    assert events == ["entered", "left"]
+    words = ["train.max_steps=1", "eval.every_steps=0", f"run.dir={tmp_path / 'sft'}"]
+    assert unmask("sft", write_recipe(tmp_path, "sft", SFT), *words).returncode == 0
+    assert events == ["entered", "left"]
+
+
+def test_a_function_in_a_file_is_a_reward(tmp_path) -> None:
+    """The same run with one worker and with two; a file that is not there is said before there is a run folder."""
+    recipe = write_recipe(tmp_path, "rl", RL)
+    (tmp_path / "own.py").write_text("def f(rollout, example):\n    return len(rollout.pieces) % 3 / 2, example.id")
+    words = ["train.max_steps=2", "eval.every_steps=0", f"reward.name={tmp_path / 'own.py'}:f"]
+    for workers in (1, 2):
+        run = [*words, f"reward.options.num_workers={workers}", f"run.dir={tmp_path / str(workers)}"]
+        result = unmask("rl", recipe, *run)
+        assert result.returncode == 0, result.stderr
+    assert (tmp_path / "1" / "metrics.jsonl").read_bytes() == (tmp_path / "2" / "metrics.jsonl").read_bytes()
+    assert any(record["num_updates"] for record in read_metrics(tmp_path / "1"))
+    wrong = unmask("rl", recipe, "reward.name=gone.py:f", f"run.dir={tmp_path / 'none'}")
+    assert (wrong.returncode, wrong.stderr) == (2, "error: reward gone.py:f: no such file\n")
+    assert not (tmp_path / "none").exists()
 
 
 def test_evaluations_see_the_weights_as_they_are(tmp_path) -> None:
@@ -252,10 +271,10 @@ def test_evaluation_counts(parts) -> None:
     assert again.metrics() == result.metrics()
 
 
-def test_evaluation_needs_answers(parts) -> None:
-    source = parts[2]
-    unanswered = [source[0].model_copy(update={"answer": None})]
-    with pytest.raises(UnmaskError, match="example held_out-0: has no answer; evaluation needs one for each"):
-        take_examples(unanswered, 1)
+def test_rollouts_need_examples_that_can_be_scored(parts) -> None:
+    model, tokenizer, source, reward = parts
+    unanswered = source[0].model_copy(update={"answer": None})
+    with pytest.raises(UnmaskError, match="example held_out-0: has no answer; the reward compares with one"):
+        make_rollouts(Engine(model), tokenizer, [source[1], unanswered], PARAMS, reward)
     with pytest.raises(UnmaskError, match="none from index 5 on"):
         take_examples([source[0]], 3, first=5)

@@ -10,28 +10,25 @@ import torch
 
 from tests.recipes import RL, unmask, write_recipe
 from unmask.models.checkpoint import load_model
-from unmask.rewards import REWARDS
-from unmask.rewards.boxed import Boxed
+from unmask.rewards import REWARDS, Reward, Score
+from unmask.rewards.exact import Exact
 from unmask.train.checkpoint import list_checkpoints
 from unmask.train.run import Run, read_metrics
 
 
-class Parity:
+class Parity(Reward):
     """Something that an untrained model gets right now and then, whatever its family."""
 
-    Options = Boxed.Options
+    Options = Exact.Options
 
-    def __init__(self, options):
-        pass
-
-    def __call__(self, rollout, example):
-        return float(sum(rollout.trace.response_ids) % 3 == 0), "parity"
+    async def __call__(self, rollout, example):
+        return Score(float(sum(rollout.trace.response_ids) % 3 == 0), "parity")
 
 
 class TokenParity(Parity):
-    def __call__(self, rollout, example):
+    async def __call__(self, rollout, example):
         even = [0.1 * (t % 2 == 0) for t in rollout.trace.response_ids]
-        return float(sum(rollout.trace.response_ids) % 3 == 0), "parity", even
+        return Score(float(sum(rollout.trace.response_ids) % 3 == 0), "parity", even)
 
 
 @pytest.fixture

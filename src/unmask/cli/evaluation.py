@@ -55,14 +55,16 @@ def run_eval(
     precision = pick_precision(recipe.run.precision, device)
     folder = find_model_folder(checkpoint)
     examples = {name: _examples(recipe, task) for name, task in recipe.tasks.items()}
+    pools = {name: RewardPool(task.reward) for name, task in recipe.tasks.items() if task.reward is not None}
+    for name, pool in pools.items():
+        pool.check(examples[name])
     model, tokenizer = load_model(folder, device=device), ChatTokenizer.load(folder)
     engine = Engine(model, decode=tokenizer.decode, **recipe.engine.model_dump())
     results = Results(recipe, folder, tokenizer, device, precision)
     name_of_checkpoint = f"{folder.name}@{fingerprint(folder)}"
     table = Table("task", "mode", "accuracy (95 %)", "pass@k", "tokens per forward", "forwards", "tokens/s", "length", "cut")
     for name, task in recipe.tasks.items():
-        assert task.reward is not None  # `_resolve` has set it
-        with RewardPool(task.reward) as rewards:
+        with pools[name] as rewards:
             for mode, params in recipe.modes.items():
                 file = None if output is None else output / f"traces-{name}-{mode}.jsonl"
                 if file is not None and overwrite:

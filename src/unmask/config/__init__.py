@@ -2,10 +2,11 @@
 
 from unmask.config.evaluation import EvalRecipe, GenerateRecipe
 from unmask.config.load import check, load_recipe, parse_settings, read_toml, to_toml
-from unmask.config.plugins import fill_plugins, make_plugin, plugin_options
+from unmask.config.plugins import OWN_FUNCTION, fill_plugins, make_plugin, plugin_options
 from unmask.config.schema import EngineLimits, EvalConfig, LogConfig, Plugin, RlRecipe, RunConfig, SftRecipe
 
 __all__ = [
-    "EngineLimits", "EvalConfig", "EvalRecipe", "GenerateRecipe", "LogConfig", "Plugin", "RlRecipe", "RunConfig", "SftRecipe",
-    "check", "fill_plugins", "load_recipe", "make_plugin", "parse_settings", "plugin_options", "read_toml", "to_toml",
+    "OWN_FUNCTION", "EngineLimits", "EvalConfig", "EvalRecipe", "GenerateRecipe", "LogConfig", "Plugin", "RlRecipe",
+    "RunConfig", "SftRecipe", "check", "fill_plugins", "load_recipe", "make_plugin", "parse_settings", "plugin_options",
+    "read_toml", "to_toml",
 ]  # fmt: skip

@@ -1,4 +1,8 @@
-"""Finding a registered part by name and checking its options. A part is a class with an `Options` model inside."""
+"""Finding a registered part by name and checking its options. A part is a class with an `Options` model inside.
+
+A registry may have a part under `OWN_FUNCTION`: it stands for all names of the form `path/to/file.py:function`, and is called
+with the name, too.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +15,15 @@ from unmask.config.load import Model, check
 from unmask.config.schema import Plugin
 from unmask.errors import UnmaskError
 
+OWN_FUNCTION = "FILE.py:FUNCTION"
+
 
 def plugin_options(registry: Mapping[str, Any], plugin: Plugin, what: str) -> BaseModel:
     """The checked options of the part that `plugin` names; `what` is the recipe's word for it (source, reward, ...).
 
     Raises `UnmaskError` listing the known names, or naming the option that is wrong.
     """
-    if plugin.name not in registry:
-        raise UnmaskError(f"unknown {what} {plugin.name!r}; known: {', '.join(registry)}")
-    return check(registry[plugin.name].Options, plugin.options, f"{what}.options")
+    return check(registry[_key(registry, plugin, what)].Options, plugin.options, f"{what}.options")
 
 
 def fill_plugins(recipe: Model, registries: Mapping[str, Mapping[str, Any]]) -> Model:
@@ -38,4 +42,15 @@ def fill_plugins(recipe: Model, registries: Mapping[str, Mapping[str, Any]]) -> 
 def make_plugin(registry: Mapping[str, Any], plugin: Plugin, what: str, *arguments: Any) -> Any:
     """An instance of the part: its class called with the checked options and `arguments`. Raises `UnmaskError`."""
     options = plugin_options(registry, plugin, what)
-    return registry[plugin.name](options, *arguments)
+    key = _key(registry, plugin, what)
+    return registry[key](options, *arguments, *((plugin.name,) if key == OWN_FUNCTION else ()))
+
+
+def _key(registry: Mapping[str, Any], plugin: Plugin, what: str) -> str:
+    """The name that the part is registered under."""
+    file, _, function = plugin.name.rpartition(":")
+    if OWN_FUNCTION in registry and file.endswith(".py") and function.isidentifier():
+        return OWN_FUNCTION
+    if plugin.name not in registry:
+        raise UnmaskError(f"unknown {what} {plugin.name!r}; known: {', '.join(registry)}")
+    return plugin.name

@@ -157,9 +157,6 @@ class RlTrainConfig(Section):
     drops_cut_responses: bool = Field(
         False, description="responses cut at the length limit count in their group's mean and are not trained"
     )
-    reward_workers: int = Field(
-        0, ge=0, le=1024, description="processes that score responses while others still decode; 0 = none, after decoding"
-    )
     max_tokens_per_micro_batch: int = Field(16384, ge=1, description="tokens of one forward; does not change results")
     old_logprobs: Literal["auto", "rollout", "recompute"] = Field(
         "auto",
@@ -214,7 +211,7 @@ class SftRecipe(Section):
     optimizer: OptimizerConfig = Field(default_factory=lambda: OptimizerConfig(lr=1e-5))
     train: SftTrainConfig = Field(default_factory=SftTrainConfig)
     eval: EvalConfig = Field(default_factory=EvalConfig)
-    reward: Plugin = Field(default_factory=lambda: Plugin(name="boxed"), description="scores the evaluation")
+    reward: Plugin = Field(default_factory=lambda: Plugin(name="exact"), description="scores the evaluation")
     stop: StopConfig = Field(default_factory=StopConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     log: LogConfig = Field(default_factory=LogConfig)
@@ -226,7 +223,7 @@ class RlRecipe(Section):
     run: RunConfig = Field(default_factory=RunConfig)
     model: ModelConfig
     source: Plugin
-    reward: Plugin = Field(default_factory=lambda: Plugin(name="boxed"))
+    reward: Plugin = Field(default_factory=lambda: Plugin(name="exact"))
     rollout: SamplingParams = Field(default_factory=SamplingParams)
     engine: EngineLimits = Field(default_factory=EngineLimits)
     advantage: str = Field(

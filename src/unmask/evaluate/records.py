@@ -28,7 +28,7 @@ def trace_record(
         answer=example.answer,
         reward=rollout.reward,
         reason=rollout.reward_reason,
-        parts=dict(rollout.parts),
+        parts=dict(rollout.reward_parts),
         checkpoint=checkpoint,
     )
 

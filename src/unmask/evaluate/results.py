@@ -54,14 +54,14 @@ def measure(groups: Sequence[RolloutGroup]) -> dict[str, Any]:
     tries = sorted({*(2**i for i in range(k.bit_length()) if 2**i <= k), k})
     num_tokens = [rollout.trace.num_response_tokens for rollout in rollouts]
     num_forwards = [rollout.trace.num_forwards for rollout in rollouts]
-    names = sorted({name for rollout in rollouts for name in rollout.parts})
+    names = sorted({name for rollout in rollouts for name in rollout.reward_parts})
     return {
         "accuracy": accuracy.value,
         "standard_error": accuracy.standard_error,
         "confidence_95": [accuracy.low, accuracy.high],
         "pass_at": {str(j): float(np.mean([pass_at(j, k, number) for number in right])) for j in tries},
         "reward_mean": _mean([rollout.reward or 0.0 for rollout in rollouts]),
-        "parts": {name: _mean([rollout.parts.get(name, 0.0) for rollout in rollouts]) for name in names},
+        "parts": {name: _mean([rollout.reward_parts.get(name, 0.0) for rollout in rollouts]) for name in names},
         "tokens_per_forward": sum(num_tokens) / max(1, sum(num_forwards)),
         "num_forwards": _mean(num_forwards),
         "response_length": _mean(num_tokens),

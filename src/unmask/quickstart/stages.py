@@ -113,7 +113,7 @@ def is_measured(file: Path, checkpoint: Path) -> bool:
 def measure(checkpoint: Path, recipe: SftRecipe | RlRecipe, traces: Path) -> dict[str, Any]:
     """Accuracy and speed in each mode, what the samples can reach at best, and how often the steps are skipped."""
     engine = Engine(load_model(checkpoint, device=pick_device(recipe.run.device)))
-    tokenizer, rewards = ChatTokenizer.load(checkpoint), RewardPool(recipe.reward)
+    tokenizer = ChatTokenizer.load(checkpoint)
     examples = take_examples(open_source(recipe.source, "held_out", recipe.run.seed), NUM_QUESTIONS, FIRST_QUESTION)
     results: dict[str, Any] = {
         "manifest": read_json(checkpoint / MANIFEST),
@@ -121,8 +121,12 @@ def measure(checkpoint: Path, recipe: SftRecipe | RlRecipe, traces: Path) -> dic
         "pass_k": PASS_K,
         "num_pass_questions": NUM_PASS_QUESTIONS,
     }
-    for name, params in MODES.items():
-        result = evaluate(engine, tokenizer, examples, params, rewards)
+    with RewardPool(recipe.reward) as rewards:
+        measured = {name: evaluate(engine, tokenizer, examples, params, rewards) for name, params in MODES.items()}
+        groups = make_rollouts(
+            engine, tokenizer, examples[:NUM_PASS_QUESTIONS], MODES["dynamic"], rewards, group_size=PASS_K, seed_keys=("pass",)
+        )
+    for name, result in measured.items():
         results[name] = {**result.metrics(), "standard_error": result.measured["standard_error"]}
         if name == "dynamic":
             rollouts = [group.rollouts[0] for group in result.groups]
@@ -134,15 +138,6 @@ def measure(checkpoint: Path, recipe: SftRecipe | RlRecipe, traces: Path) -> dic
             write_records(
                 traces, [trace_record(group.example, group.rollouts[0], tokenizer) for group in result.groups[:NUM_PLAYED]]
             )
-    groups = make_rollouts(
-        engine,
-        tokenizer,
-        examples[:NUM_PASS_QUESTIONS],
-        MODES["dynamic"],
-        rewards,
-        group_size=PASS_K,
-        seed_keys=("pass",),
-    )
     results["pass_at_k"] = sum(any(r.reward for r in group.rollouts) for group in groups) / len(groups)
     return results
 

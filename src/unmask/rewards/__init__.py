@@ -1,39 +1,35 @@
-"""Rewards: a registry of callables from a rollout and its example to a score."""
+"""Rewards: a registry of classes that score a response to an example."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
-
-from unmask.config import Plugin, make_plugin
-from unmask.rewards.boxed import Boxed
+from unmask.config import OWN_FUNCTION, Plugin, make_plugin
 from unmask.rewards.chained_steps import ChainedSteps
-from unmask.types import Example, Rollout
+from unmask.rewards.code import Code
+from unmask.rewards.exact import Exact
+from unmask.rewards.format import Format
+from unmask.rewards.interface import Reward, Score
+from unmask.rewards.judge import Judge
+from unmask.rewards.length import Length
+from unmask.rewards.math import Math
+from unmask.rewards.own_function import OwnFunction
+from unmask.rewards.weighted_sum import WeightedSum
+
+REWARDS: dict[str, type[Reward]] = {
+    "math": Math,
+    "code": Code,
+    "exact": Exact,
+    "format": Format,
+    "length": Length,
+    "judge": Judge,
+    "chained_steps": ChainedSteps,
+    "weighted_sum": WeightedSum,
+    OWN_FUNCTION: OwnFunction,
+}
 
 
-class Score(NamedTuple):
-    """reward: 1 is a right answer, 0 a wrong one. reason: in a few words. token_rewards: process rewards, one per response
-    token, if the reward has them."""
-
-    reward: float
-    reason: str
-    token_rewards: list[float] | None = None
-
-
-class RewardFn(Protocol):
-    """A class `(options: Options)` with a pydantic model `Options` inside. `needs_pieces`, where it is there and true, asks
-    for the response's tokens as text in `rollout.pieces`."""
-
-    def __call__(self, rollout: Rollout, example: Example) -> Score | tuple[float, str] | tuple[float, str, list[float]]:
-        """The rollout's text is already set."""
-        ...
-
-
-REWARDS: dict[str, Any] = {"boxed": Boxed, "chained_steps": ChainedSteps}
-
-
-def make_reward(plugin: Plugin) -> RewardFn:
+def make_reward(plugin: Plugin) -> Reward:
     """Raises `UnmaskError` for an unknown name or option."""
     return make_plugin(REWARDS, plugin, "reward")
 
 
-__all__ = ["REWARDS", "RewardFn", "Score", "make_reward"]
+__all__ = ["REWARDS", "Reward", "Score", "make_reward"]

@@ -38,7 +38,7 @@ class Reward:
     """
 
     Options: ClassVar[type[BaseModel]] = RewardOptions
-    needs_pieces: ClassVar[bool] | bool = False  # the response's tokens as text, in `rollout.pieces`
+    needs_pieces: bool = False  # the response's tokens as text, in `rollout.pieces`
 
     def __init__(self, options: Any):
         self.options = options

@@ -42,7 +42,8 @@ def train_rl(
     """Trains until the measured target or `train.max_steps`. What a step does follows from its number, the weights, and how
     many prompts have been taken before it.
 
-    engine: decodes with the trainer's own model. reference: the frozen model of `objective.options.kl_to = "reference"`.
+    engine: decodes with the trainer's own model. rewards: entered. reference: the frozen model of
+    `objective.options.kl_to = "reference"`.
     """
     trainer, settings, seed = run.trainer, recipe.train, recipe.run.seed
     advantage = get_advantage(recipe.advantage)
@@ -71,7 +72,7 @@ def train_rl(
 
     models = [trainer.model, *([critic.model] if critic else [])]
     enter_stage(stages, run.num_steps, models)  # for an evaluation before the first step
-    with run, rewards:
+    with run:
         for step in run.steps():
             clock = Stopwatch(trainer.model.device)
             stage = enter_stage(stages, step, models)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 from unmask.data.chat import ChatTokenizer
 from unmask.engine import Engine
-from unmask.errors import UnmaskError
 from unmask.rewards import Score
 from unmask.rl.scoring import RewardPool
 from unmask.types import Example, Rollout, RolloutGroup, SamplingParams, Trace
@@ -50,8 +49,8 @@ def make_rollouts(
     finished: traces that are there already, by the number of the response (example times `group_size` plus member); they are
     scored, not decoded. on_finished: called with each other trace as soon as it is decoded.
     """
-    if rewards is not None and (unanswered := [e.id for e in examples if not (e.answer or "").strip()]):
-        raise UnmaskError(f"example {unanswered[0]}: has no answer; a reward compares with one")
+    if rewards is not None:
+        rewards.check(examples)
     prompts = [ids for example in examples for ids in [tokenizer.prompt_ids(example)] * group_size]
     seeded = seeded_params(engine, tokenizer, params, len(examples), group_size, seed_keys)
     rollouts: dict[int, Rollout] = {}
@@ -73,12 +72,15 @@ def make_rollouts(
                 on_finished(left[number], output.trace)
             take(left[number], output.trace)
     start = time.monotonic()
-    for index in sorted(scores):  # a reward that draws random numbers draws them in this order
-        rollout = rollouts[index]
-        rollout.reward, rollout.reward_reason, rollout.token_rewards = scores[index]()
+    groups = []
+    for first, example in zip(range(0, len(prompts), group_size), examples, strict=True):
+        members = range(first, first + group_size)
+        group = RolloutGroup(example, [rollouts[index] for index in members])
+        if rewards is not None:
+            final = rewards.finish_group(group.rollouts, [scores[index]() for index in members], example)
+            for rollout, given in zip(group.rollouts, final, strict=True):
+                rollout.reward, rollout.reward_reason, rollout.token_rewards, rollout.reward_parts = given
+        groups.append(group)
     if rewards is not None:
         rewards.waited_s += time.monotonic() - start
-    return [
-        RolloutGroup(example, [rollouts[index * group_size + member] for member in range(group_size)])
-        for index, example in enumerate(examples)
-    ]
+    return groups

@@ -74,15 +74,16 @@ class Example(BaseModel):
 class Rollout:
     """One sampled response, its reward (1 = right, 0 = wrong; None = not scored) and the reason for it.
 
-    parts: sub-scores by name. pieces: response tokens as text, where the reward asked for them. token_rewards: process rewards,
-    one per response token. advantage: of the whole response. token_advantages: float [canvas], of each token, instead.
+    reward_parts: its sub-scores by name. pieces: response tokens as text, where the reward asked for them. token_rewards:
+    process rewards, one per response token. advantage: of the whole response. token_advantages: float [canvas], of each token,
+    instead.
     """
 
     trace: Trace
     text: str
     reward: float | None = None
     reward_reason: str = ""
-    parts: Mapping[str, float] = field(default_factory=dict)
+    reward_parts: Mapping[str, float] = field(default_factory=dict)
     pieces: list[str] = field(default_factory=list)
     token_rewards: list[float] | None = None
     advantage: float = 0.0
