@@ -103,6 +103,8 @@ def rows_of(kind: type[BaseModel], default: BaseModel | None, prefix: str = "", 
             note = "; NAME is free, `static` and `dynamic` are always there" if is_map else ""
             target = "[sampling parameters](#sampling-parameters)"
             yield f"{key}.{'NAME.' if is_map else ''}*", "table", "see there", f"{target}{note}"
+        elif get_origin(info.annotation) is dict:
+            yield from rows_of(table, None, f"{key}.NAME.")
         else:
             yield from rows_of(table, None if value is ... else value, f"{key}.")
 

@@ -46,11 +46,12 @@ def test_what_is_recorded(trained, evaluated) -> None:
     assert found["seed"] == found["split"].count("train") == 0
     assert (found["num_responses"], found["device"], found["precision"]) == (2, "cpu", "float32")
     assert len(found["checkpoint"]["sha256"]) == len(found["chat_template_sha256"]) == 64
-    assert {"unmask", "python", "torch", "transformers", "numpy"} <= found["versions"].keys()
+    assert {"python", "platform", "num_threads"} <= found["versions"].keys()
+    assert {"unmask", "torch", "transformers", "numpy"} <= found["versions"]["packages"].keys()
     assert found["engine"]["max_sequences"] == 256
     task = found["tasks"]["chained_arithmetic"]
     assert task["source"]["options"]["max_operations"] == 2  # the run's own
-    assert (task["reward"]["name"], len(task["dataset_hash"])) == ("boxed", 64)
+    assert (task["reward"]["name"], len(task["dataset_hash"])) == ("exact", 64)
     for mode, name in zip(("static", "dynamic"), NAMES, strict=True):
         assert task["modes"][mode]["sampling"]["max_new_tokens"] == 12
         metrics, rows = task["modes"][mode]["metrics"], lines(evaluated / name)
@@ -141,7 +142,7 @@ def test_tasks_by_name(trained, tmp_path) -> None:
         "".join(json.dumps({"id": f"r{i}", "question": f"{i}+1=?", "ground_truth_answer": str(i + 1)}) + "\n" for i in range(4))
     )
     words = [f"tasks.mine.source={{name='jsonl', options={{path='x', held_out_path='{rows}'}}}}"]
-    words += ["tasks.chained_arithmetic.num_examples=3", "tasks.mine.reward={name='length', options={best=4, worst=12}}"]
+    words += ["tasks.chained_arithmetic.num_examples=3", "tasks.mine.reward={name='length', options={one_at=4, zero_at=12}}"]
     result = evaluate(trained, tmp_path / "out", "--tasks", "chained_arithmetic", "--sampling", "static", *words)
     tasks = results(tmp_path / "out")["tasks"]
     assert [(name, task["modes"]["static"]["metrics"]["num_examples"]) for name, task in tasks.items()] == [

@@ -44,5 +44,5 @@ def test_examples_without_an_answer_are_refused(name, answer) -> None:
 
 
 def test_unknown_reward() -> None:
-    with pytest.raises(UnmaskError, match="unknown reward 'luck'; known: math, exact"):
+    with pytest.raises(UnmaskError, match="unknown reward 'luck'; known: math, code, exact"):
         make_reward(Plugin(name="luck"))

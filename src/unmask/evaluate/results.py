@@ -8,21 +8,18 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import platform
-import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from unmask import __version__
 from unmask.errors import UnmaskError
 from unmask.evaluate.statistics import estimate_share, pass_at
 from unmask.files import read_json
+from unmask.train.run import versions
 from unmask.types import Example, Rollout, RolloutGroup, SamplingParams
 
 if TYPE_CHECKING:
@@ -32,7 +29,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 METRICS = ("accuracy", "reward_mean", "tokens_per_forward", "response_length", "cut_share")
-_PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "safetensors", "math-verify", "latex2sympy2_extended", "sympy")
 
 
 def is_right(rollout: Rollout) -> bool:
@@ -127,17 +123,6 @@ def hash_folder(folder: Path) -> str:
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def versions() -> dict[str, str]:
-    """Of this library and what its numbers depend on; packages that are not installed are left out."""
-    found = {"unmask": __version__, "python": platform.python_version(), "system": f"{sys.platform} {platform.machine()}"}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def read_results(path: Path) -> dict[str, Any]:

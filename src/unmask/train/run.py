@@ -17,7 +17,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -267,12 +267,18 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def versions() -> dict[str, Any]:
-    """What the run was computed with."""
-    packages = ("unmask", "torch", "numpy", "safetensors", "transformers", "tokenizers", "pydantic")
+    """What the run was computed with; packages that are not installed are left out."""
+    packages = {}
+    for name in (
+        "unmask", "torch", "numpy", "safetensors", "transformers", "tokenizers", "pydantic", "math-verify", "sympy",
+        "latex2sympy2_extended",
+    ):  # fmt: skip
+        with suppress(metadata.PackageNotFoundError):
+            packages[name] = metadata.version(name)
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
-        "packages": {name: metadata.version(name) for name in packages},
+        "packages": packages,
         "num_threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
