@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from unmask.data.digests import hash_examples
 from unmask.errors import UnmaskError
 from unmask.files import read_jsonl
 from unmask.models import ModelSpec
@@ -30,6 +31,7 @@ class TraceSource:
         drops_cut: bool = Field(True, description="responses cut at the length limit are left out")
 
     vocabulary: tuple[str, ...] | None = None
+    dataset_hash = property(hash_examples)
 
     def __init__(self, options: Options, split: Literal["train", "held_out"], seed: int):
         path = options.path if split == "train" else options.held_out_path
