@@ -102,6 +102,8 @@ def generate(
     mode: Annotated[str, typer.Option(help="static or dynamic: the settings `unmask eval` has under this name")] = "",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16; auto = bfloat16 on GPUs, float32 on CPUs")] = "auto",
+    system_prompt: Annotated[str, typer.Option(help="a system turn before each prompt")] = "",
+    response_prefix: Annotated[str, typer.Option(help="text the answers are begun with; rows may name their own")] = "",
 ) -> None:
     """Decode prompts; settings are sampling parameters (temperature=0.5 seed=1 ...) and engine.KEY=VALUE."""
     from unmask.cli.generation import run_generate
@@ -109,6 +111,7 @@ def generate(
     run_generate(
         checkpoint, settings or [], prompt or [], input_file, output,
         mode=mode, device=device, dtype=dtype, overwrite=overwrite,
+        turns={"system_prompt": system_prompt, "response_prefix": response_prefix},
     )  # fmt: skip
 
 
@@ -161,6 +164,63 @@ def export(
     from unmask.cli.checkpoints import run_export
 
     run_export(checkpoint, output, adapter, dtype, max_shard_gb, revision)
+
+
+data_app = typer.Typer(help="Look at data sets, check and convert them.")
+app.add_typer(data_app, name="data")
+
+DataSource = Annotated[str, typer.Argument(metavar="SOURCE", help="name of a source or task, recipe, or file with rows")]
+Options = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="options of the source; later ones win")]
+SplitName = Annotated[str, typer.Option(help="train or held_out; default: both")]
+
+
+@data_app.callback(invoke_without_command=True)
+def _data(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@data_app.command()
+def show(
+    source: DataSource,
+    settings: Options = None,
+    num: Annotated[int, typer.Option(min=0, help="examples of each split")] = 1,
+    tokenizer: Annotated[
+        str, typer.Option(metavar="CKPT", help="show the text in its chat template, count its tokens; default: characters")
+    ] = "",
+    split: SplitName = "",
+) -> None:
+    """Counts and lengths of a data set, and its first examples as a model gets them."""
+    from unmask.cli.data import run_show
+
+    run_show(source, settings or [], num, tokenizer, split)
+
+
+@data_app.command()
+def check(
+    source: DataSource,
+    settings: Options = None,
+    max_errors: Annotated[int, typer.Option(min=1, help="so many malformed rows are named")] = 20,
+    split: SplitName = "",
+) -> None:
+    """Read every row: name the malformed ones, questions that are there twice, and those in both splits."""
+    from unmask.cli.data import run_check
+
+    run_check(source, settings or [], max_errors, split)
+
+
+@data_app.command()
+def convert(
+    source: DataSource,
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="file of JSON lines to write, for the source `jsonl`")],
+    settings: Options = None,
+    split: Annotated[str, typer.Option(help="train or held_out")] = "train",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the file")] = False,
+) -> None:
+    """Write a data set as JSON lines, prompts made."""
+    from unmask.cli.data import run_convert
+
+    run_convert(source, output, settings or [], split, overwrite)
 
 
 @app.command()

@@ -6,6 +6,7 @@ import ast
 import io
 import re
 import tokenize
+import warnings
 from typing import Any
 
 from unmask.config import check
@@ -80,7 +81,7 @@ def _block(program: str) -> str:
 def _with_own_helpers(prefix: str, test: str, where: str) -> str:
     """The test, after copies of the prefix's functions that it calls (and those that they call), all under other names."""
     try:
-        helpers = [node for node in ast.parse(prefix).body if isinstance(node, ast.FunctionDef)]
+        helpers = [node for node in _parse(prefix).body if isinstance(node, ast.FunctionDef)]
         names, called = {helper.name for helper in helpers}, _names(test)
         sources = {helper.name: ast.get_source_segment(prefix, helper) or "" for helper in helpers}
         while more := {n for name in names & called for n in _names(sources[name]) & names} - called:
@@ -93,8 +94,12 @@ def _with_own_helpers(prefix: str, test: str, where: str) -> str:
 
 
 def _names(program: str) -> set[str]:
-    tree = ast.parse(program)
-    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    return {node.id for node in ast.walk(_parse(program)) if isinstance(node, ast.Name)}
+
+
+def _parse(program: str) -> ast.Module:
+    with warnings.catch_warnings(action="ignore"):  # of an invalid escape in somebody's string, say
+        return ast.parse(program)
 
 
 def _rename(program: str, new_names: dict[str, str]) -> str:

@@ -10,7 +10,7 @@ from pydantic import Field
 from unmask.config import check
 from unmask.data.problems import Problem, read_tests, read_text
 from unmask.data.row_source import Location, RowOptions, RowSource
-from unmask.data.rows import DataFile, Split, on_hub
+from unmask.data.rows import DataFile, NoRowsError, Split, on_hub
 from unmask.errors import UnmaskError
 from unmask.types import Example
 
@@ -35,10 +35,10 @@ class JsonlSource(RowSource):
     def refuse_empty(self, split: Split) -> None:
         o = self.options
         if split == "held_out" and not o.held_out_path and not o.held_out_share:
-            raise UnmaskError("source.options.held_out_path is missing; evaluation needs it (or held_out_share)")
+            raise NoRowsError("source.options.held_out_path is missing; evaluation needs it (or held_out_share)")
         if o.held_out_share is not None:
-            raise UnmaskError(f"{o.path}: no rows of the split {split} with held_out_share {o.held_out_share}")
-        raise UnmaskError(f"{o.path if split == 'train' else o.held_out_path}: no rows")
+            raise NoRowsError(f"{o.path}: no rows of the split {split} with held_out_share {o.held_out_share}")
+        raise NoRowsError(f"{o.path if split == 'train' else o.held_out_path}: no rows")
 
     def default_id(self, number: int, file: DataFile, is_only: bool) -> str:
         return str(number) if is_only else f"{file.name}-{number}"
@@ -58,3 +58,17 @@ class JsonlSource(RowSource):
         if not isinstance(row.get(o.question_key), str):
             raise UnmaskError(f"{where}: needs the text field {o.question_key!r} (or messages); found {', '.join(row)}")
         return Problem(where, row[o.question_key], **fields)
+
+
+def to_row(example: Example) -> dict[str, Any]:
+    """The row that `JsonlSource` by default reads as this example. Raises `UnmaskError` for a recorded trace."""
+    if example.trace is not None:
+        raise UnmaskError(
+            f"example {example.id}: a recorded trace has no place in a row; the source `traces` reads it as it is"
+        )
+    row = example.model_dump(include={"id", "messages"})
+    fields = {"response": example.response, "ground_truth_answer": example.answer}
+    row |= {name: value for name, value in fields.items() if value is not None}
+    if example.response_prefix:
+        row["response_prefix"] = example.response_prefix
+    return row | (example.tests.model_dump(exclude_defaults=True) if example.tests else {})

@@ -87,7 +87,12 @@ def make_example(problem: Problem, options: PromptOptions, shots: Sequence[Probl
         prefix = options.response_prefix
         response = response.removeprefix(prefix) if response is not None else None
     fields = {"answer": problem.answer, "response": response, "tests": problem.tests, "response_prefix": prefix}
-    return check(Example, {"id": problem.id, "messages": turns, **fields}, problem.where)
+    example = check(Example, {"id": problem.id, "messages": turns, **fields}, problem.where)
+    try:
+        example.model_dump_json()
+    except ValueError:  # JSON can write it, no file and no tokenizer can
+        raise UnmaskError(f"{problem.where}: half of a surrogate pair (\\ud800 to \\udfff) is no text") from None
+    return example
 
 
 def pick_shots(problem: Problem, candidates: Sequence[Problem], num: int) -> list[Problem]:

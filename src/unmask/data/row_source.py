@@ -11,7 +11,7 @@ from pydantic import Field
 from unmask.data.digests import hash_examples, normalized, question_digest
 from unmask.data.problems import Problem
 from unmask.data.prompts import PromptOptions, make_example, pick_shots
-from unmask.data.rows import DataFile, Split, find_files, on_hub, scan_rows, split_of_name
+from unmask.data.rows import DataFile, NoRowsError, Split, find_files, on_hub, scan_rows, split_of_name
 from unmask.errors import UnmaskError
 from unmask.types import Example
 
@@ -76,9 +76,9 @@ class RowSource:
         return ""
 
     def refuse_empty(self, split: Split) -> None:
-        """Raises `UnmaskError`: the split has no rows."""
+        """Raises `NoRowsError`."""
         where = ", ".join(location for location, _ in self.locations())
-        raise UnmaskError(f"{where}: no rows of the split {split}")
+        raise NoRowsError(f"{where}: no rows of the split {split}")
 
     def __len__(self) -> int:
         return len(self._examples)

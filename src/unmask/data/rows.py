@@ -22,6 +22,10 @@ _TRAIN_WORDS = {"train", "training"}
 _HELD_OUT_WORDS = {"test", "held", "heldout", "eval", "validation", "valid", "val", "dev"}
 
 
+class NoRowsError(UnmaskError):
+    """A source has no rows of a split; it may have some of the other one."""
+
+
 @dataclass(frozen=True, slots=True)
 class DataFile:
     """A file of rows. `name`: within its folder or repository. `split`: the one all its rows belong to, if that is known."""

@@ -13,7 +13,7 @@ from unmask.data.code_rows import code, humaneval, mbpp
 from unmask.data.math_rows import gsm8k, math
 from unmask.data.problems import Problem
 from unmask.data.row_source import Location, RowOptions, RowSource
-from unmask.data.rows import Split
+from unmask.data.rows import NoRowsError, Split
 from unmask.errors import UnmaskError
 
 TRAINING_SHARE = 0.05  # is held out of a data set that has training rows alone
@@ -29,10 +29,14 @@ class TaskOptions(RowOptions):
 
 
 class MathOptions(TaskOptions):
+    """Mathematics: questions with an answer that is compared ([docs/data.md](data.md))."""
+
     prompt_template: str = Field(prompts.MATH, description="the user's turn; {question} is replaced")
 
 
 class CodeOptions(TaskOptions):
+    """Programs: questions with tests, of functions or of what is written for some input ([docs/data.md](data.md))."""
+
     prompt_template: str = Field(
         prompts.FUNCTION, description="the user's turn of a function; {question} is replaced, and {tests} by its tests"
     )
@@ -44,10 +48,14 @@ class CodeOptions(TaskOptions):
 
 
 class HumanevalOptions(CodeOptions):
+    """HumanEval: functions to complete ([docs/data.md](data.md))."""
+
     prompt_template: str = Field(prompts.HUMANEVAL, description="the user's turn; {question} is replaced, and {tests}")
 
 
 class MbppOptions(CodeOptions):
+    """MBPP: short functions, with their tests in the prompt ([docs/data.md](data.md))."""
+
     prompt_template: str = Field(prompts.MBPP, description="the user's turn; {question} is replaced, and {tests}")
 
 
@@ -91,14 +99,14 @@ class TaskSource(RowSource):
     def refuse_empty(self, split: Split) -> None:
         where = ", ".join(location for location, _ in self.locations())
         hint = "give path and held_out_path, or held_out_share" if split == "train" else "give held_out_path, or held_out_share"
-        raise UnmaskError(f"source {self.task.name}: no rows of the split {split} at {where}; {hint}")
+        raise NoRowsError(f"source {self.task.name}: no rows of the split {split} at {where}; {hint}")
 
 
 def _gen_verse(name: str, folder: str) -> str:
     return f"Gen-Verse/{name}:{folder}/{name}.json"
 
 
-_ALL = (
+_TASKS = (
     Task("gsm8k", gsm8k, MathOptions, train="openai/gsm8k:main/train-*.parquet", held_out=_gen_verse("GSM8K", "test")),
     Task("math500", math, MathOptions, held_out=_gen_verse("MATH500", "test")),
     Task("aime2024", math, MathOptions, held_out=_gen_verse("AIME2024", "test")),
@@ -112,4 +120,4 @@ _ALL = (
     Task("livebench", code, CodeOptions, held_out=_gen_verse("LiveBench", "test")),
     Task("primeintellect", code, CodeOptions, train=_gen_verse("PrimeIntellect", "train")),
 )  # fmt: skip
-TASKS = {task.name: task for task in _ALL}
+TASKS = {task.name: task for task in _TASKS}
