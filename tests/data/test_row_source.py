@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 
 from tests.data.shared import SHARED, examples, needs_shared, questions, write_rows
@@ -88,7 +90,12 @@ def test_hash_is_of_content_and_order_not_of_places(tmp_path) -> None:
 
     rows = questions(4)
     base = digest(write_rows(tmp_path / "a.jsonl", rows))
-    assert base == "0ab1d6e2ae3d0d2a"  # on every machine
+    lines = [
+        f'{{"answer": "{i + 1}", "messages": [{{"content": "What is {i} + 1?", "role": "user"}}], '
+        f'"response": "It is {i + 1}."}}\n'
+        for i in range(4)
+    ]
+    assert base == hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
     assert digest(write_rows(tmp_path / "elsewhere" / "b.jsonl", rows)) == base
     assert digest(str(tmp_path / "a.jsonl"), limit=4) == base
     others = [

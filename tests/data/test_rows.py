@@ -56,21 +56,28 @@ def test_tasks_open_from_the_hub_by_name(hub) -> None:
 
 
 def test_any_data_set_on_the_hub_is_rows(hub) -> None:
-    assert len(examples("jsonl", path="Gen-Verse/MATH500:test/*")) == 3
+    assert len(examples("jsonl", "held_out", path="Gen-Verse/MATH500")) == 3
+    with pytest.raises(UnmaskError, match="Gen-Verse/MATH500: no rows of the split train, as the names of the files tell"):
+        examples("jsonl", path="Gen-Verse/MATH500")
     assert len(examples("jsonl", path="openai/gsm8k:socratic/*", answer_key="answer")) == 5
     got = {split: len(examples("gsm8k", split, path="openai/gsm8k:main/*")) for split in ("train", "held_out")}
     assert got == {"train": 5, "held_out": 1}  # names of files tell
 
 
 def test_what_the_hub_does_not_have_is_one_line(hub) -> None:
-    for name, options, message in (
-        ("livebench", {}, r"Gen-Verse/LiveBench: no such local file or folder, and the hub did not deliver it: "),
-        ("math500", {"revision": "v3"}, r"Gen-Verse/MATH500: no such local file or folder, and the hub did not"),
-        ("jsonl", {"path": "Gen-Verse/MATH500:x/*.json"}, r"Gen-Verse/MATH500: no x/\*.json here: .* not fetched yet"),
-        ("jsonl", {"path": "owner/typo.jsonl"}, r"owner/typo.jsonl: no such file \(and not a data set on the hub"),
+    for name, split, options, message in (
+        ("livebench", "held_out", {}, r"Gen-Verse/LiveBench: no such local file or folder, and the hub did not deliver it: "),
+        ("math500", "held_out", {"revision": "v3"}, r"Gen-Verse/MATH500: no such local file or folder, and the hub did not"),
+        (
+            "jsonl",
+            "held_out",
+            {"path": "Gen-Verse/MATH500:x/*.json"},
+            r"Gen-Verse/MATH500: no x/\*.json here: .* not fetched yet",
+        ),
+        ("jsonl", "train", {"path": "owner/typo.jsonl"}, r"owner/typo.jsonl: no such file \(and not a data set on the hub"),
     ):
         with pytest.raises(UnmaskError, match=message) as error:
-            examples(name, "held_out", **options)
+            examples(name, split, **options)
         assert "\n" not in str(error.value)
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from unmask.cli.data_app import data_app
 from unmask.errors import UnmaskError
 
 # Typer carries its own copy of click in newer versions; the base class of its errors is found through one of them.
@@ -127,6 +128,8 @@ def inspect(
     run_inspect(checkpoint, revision, as_json)
 
 
+app.add_typer(data_app, name="data")
+
 checkpoint_app = typer.Typer(help="Make and convert model folders.")
 app.add_typer(checkpoint_app, name="checkpoint")
 
@@ -164,63 +167,6 @@ def export(
     from unmask.cli.checkpoints import run_export
 
     run_export(checkpoint, output, adapter, dtype, max_shard_gb, revision)
-
-
-data_app = typer.Typer(help="Look at data sets, check and convert them.")
-app.add_typer(data_app, name="data")
-
-DataSource = Annotated[str, typer.Argument(metavar="SOURCE", help="name of a source or task, recipe, or file with rows")]
-Options = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="options of the source; later ones win")]
-SplitName = Annotated[str, typer.Option(help="train or held_out; default: both")]
-
-
-@data_app.callback(invoke_without_command=True)
-def _data(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
-        print(context.get_help())
-
-
-@data_app.command()
-def show(
-    source: DataSource,
-    settings: Options = None,
-    num: Annotated[int, typer.Option(min=0, help="examples of each split")] = 1,
-    tokenizer: Annotated[
-        str, typer.Option(metavar="CKPT", help="show the text in its chat template, count its tokens; default: characters")
-    ] = "",
-    split: SplitName = "",
-) -> None:
-    """Counts and lengths of a data set, and its first examples as a model gets them."""
-    from unmask.cli.data import run_show
-
-    run_show(source, settings or [], num, tokenizer, split)
-
-
-@data_app.command()
-def check(
-    source: DataSource,
-    settings: Options = None,
-    max_errors: Annotated[int, typer.Option(min=1, help="so many malformed rows are named")] = 20,
-    split: SplitName = "",
-) -> None:
-    """Read every row: name the malformed ones, questions that are there twice, and those in both splits."""
-    from unmask.cli.data import run_check
-
-    run_check(source, settings or [], max_errors, split)
-
-
-@data_app.command()
-def convert(
-    source: DataSource,
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="file of JSON lines to write, for the source `jsonl`")],
-    settings: Options = None,
-    split: Annotated[str, typer.Option(help="train or held_out")] = "train",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the file")] = False,
-) -> None:
-    """Write a data set as JSON lines, prompts made."""
-    from unmask.cli.data import run_convert
-
-    run_convert(source, output, settings or [], split, overwrite)
 
 
 @app.command()

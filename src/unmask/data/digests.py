@@ -25,11 +25,11 @@ def question_digest(question: str, purpose: str) -> bytes:
 
 
 def hash_examples(examples: Source | Sequence[Example]) -> str:
-    """16 hexadecimal digits for the content and the order of examples, wherever their files lie."""
+    """16 hexadecimal digits for the content and the order of examples, whatever their ids and wherever their files are."""
     digest = hashlib.sha256()
     for i in range(len(examples)):
         example = examples[i]
-        content = example.model_dump(exclude={"trace"}, exclude_defaults=True)
+        content = example.model_dump(exclude={"id", "trace"}, exclude_defaults=True)
         if example.trace is not None:
             content["trace"] = asdict(example.trace)
         digest.update(json.dumps(content, sort_keys=True).encode() + b"\n")

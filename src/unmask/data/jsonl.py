@@ -34,6 +34,9 @@ class JsonlSource(RowSource):
 
     def refuse_empty(self, split: Split) -> None:
         o = self.options
+        [(_, of), *_] = self.locations()
+        if o.held_out_share is None and of is None:
+            raise NoRowsError(f"{o.path}: no rows of the split {split}, as the names of the files tell")
         if split == "held_out" and not o.held_out_path and not o.held_out_share:
             raise NoRowsError("source.options.held_out_path is missing; evaluation needs it (or held_out_share)")
         if o.held_out_share is not None:

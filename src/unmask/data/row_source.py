@@ -95,6 +95,8 @@ class RowSource:
         """The rows of a split: the published ones; a share by hash where the options say so, or where none are held out."""
         share, locations = self.options.held_out_share, self.locations()
         is_published = share is None and any(of == "held_out" for _, of in locations)
+        if split == "held_out" and share is None and not self.default_share and all(of == "train" for _, of in locations):
+            return []
         files = [f for location, of in locations if not is_published or of == split for f in self._files(location, of)]
         if share is None and not is_published and all(file.split == "train" for file in files):
             share = self.default_share
