@@ -26,7 +26,10 @@ def code(row: dict[str, Any], where: str) -> Problem:
 
 
 def mbpp(row: dict[str, Any], where: str) -> Problem:
-    """The published layout; or `task_id`, `prompt` (`text` in the full set), `code`, `test_list`, imports of the tests."""
+    """The published layout; or `task_id`, `prompt` (`text` in the full set), `code`, `test_list`, imports of the tests.
+
+    The question shows the tests, as is customary; published rows are shown as they are.
+    """
     if "question" in row:
         return code(row, where)
     number = require_text(row, ["task_id"], where)
@@ -35,14 +38,16 @@ def mbpp(row: dict[str, Any], where: str) -> Problem:
     imports = row.get("test_imports") or []
     if not isinstance(imports, list) or not all(isinstance(line, str) for line in imports):
         raise UnmaskError(f"{where}: test_imports should be a list of lines")
+    task = require_text(row, ["prompt", "text"], where)
     prefix = "\n".join([*imports, *filter(None, [read_text(row, ["test_setup_code"], where)])])
-    tests = {"test_method": "function", "test_list": row.get("test_list") or (), "prefix": prefix}
+    tests = check(CodeTests, {"test_method": "function", "test_list": row.get("test_list") or (), "prefix": prefix}, where)
+    shown = "\n".join(tests.test_list)
     program = read_text(row, ["code"], where)
     return Problem(
         where,
-        require_text(row, ["prompt", "text"], where),
+        f"You are an expert Python programmer, and here is your task: {task} Your code should pass these tests:\n\n{shown}\n",
         id=f"MBPP/{number}",
-        tests=check(CodeTests, tests, where),
+        tests=tests,
         response=None if program is None else _block(program),
         split="held_out" if int(number) in _MBPP_TEST_IDS else "train",
     )
@@ -67,7 +72,7 @@ def humaneval(row: dict[str, Any], where: str) -> Problem:
     solution = read_text(row, ["canonical_solution"], where)
     return Problem(
         where,
-        prompt,
+        f"Complete this Python function.\n\n```python\n{prompt}\n```\n",
         id=fields["task_id"],
         tests=check(CodeTests, tests, where),
         response=None if solution is None else _block(f"{prompt}\n{solution}"),

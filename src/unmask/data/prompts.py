@@ -22,14 +22,6 @@ STDIO = (
     "{question}\nWrite a program in Python, whole and in a single block that begins with ```python and ends with ```. It reads "
     "with input() and writes with print()."
 )
-MBPP = (
-    "You are an expert Python programmer, and here is your task: {question} Your code should pass these tests:\n\n{tests}\n\n"
-    "Write the code whole and in a single block that begins with ```python and ends with ```."
-)
-HUMANEVAL = (
-    "Complete this Python function.\n\n```python\n{question}\n```\n\n"
-    "Write the whole function, with all that it needs, in a single block that begins with ```python and ends with ```."
-)
 
 
 class PromptOptions(BaseModel):

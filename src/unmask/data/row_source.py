@@ -21,7 +21,7 @@ Location = tuple[str, Split | None]  # where files are, for `find_files`, and th
 class RowOptions(PromptOptions):
     """Options of every source that is made of rows."""
 
-    held_out_path: str = Field("", description="the held-out rows, likewise")
+    held_out_path: str = Field("", description="held-out rows, named like those of path")
     revision: str = Field("", description="branch, tag or commit of a data set on the hub")
     held_out_share: float | None = Field(
         None, ge=0, le=1, description="all rows are put together and this share of them is held out, by a hash of the question"

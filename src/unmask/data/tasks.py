@@ -47,18 +47,6 @@ class CodeOptions(TaskOptions):
         return self.stdio_template if is_stdio else self.prompt_template
 
 
-class HumanevalOptions(CodeOptions):
-    """HumanEval: functions to complete ([docs/data.md](data.md))."""
-
-    prompt_template: str = Field(prompts.HUMANEVAL, description="the user's turn; {question} is replaced, and {tests}")
-
-
-class MbppOptions(CodeOptions):
-    """MBPP: short functions, with their tests in the prompt ([docs/data.md](data.md))."""
-
-    prompt_template: str = Field(prompts.MBPP, description="the user's turn; {question} is replaced, and {tests}")
-
-
 @dataclass(frozen=True, slots=True)
 class Task:
     """A data set of the field: its name, how a row is read, and where its rows are on the hub (`find_files`).
@@ -111,9 +99,9 @@ _TASKS = (
     Task("math500", math, MathOptions, held_out=_gen_verse("MATH500", "test")),
     Task("aime2024", math, MathOptions, held_out=_gen_verse("AIME2024", "test")),
     Task("math_train", math, MathOptions, train=_gen_verse("MATH_train", "train")),
-    Task("humaneval", humaneval, HumanevalOptions, held_out=_gen_verse("HumanEval", "test")),
+    Task("humaneval", humaneval, CodeOptions, held_out=_gen_verse("HumanEval", "test")),
     Task(
-        "mbpp", mbpp, MbppOptions,
+        "mbpp", mbpp, CodeOptions,
         train="google-research-datasets/mbpp:full/train-*.parquet", held_out=_gen_verse("MBPP", "test"),
     ),
     Task("livecodebench", code, CodeOptions, held_out=_gen_verse("LiveCodeBench", "test")),
