@@ -121,11 +121,14 @@ def first_sentence(thing: Any) -> str:
 
 
 def parts(registry: dict[str, Any], prefix: str) -> str:
-    """Each registered part: what it is, and its options."""
+    """Each registered part: what it is, and its options; those that share them together."""
     chapters = []
-    for name, part in registry.items():
-        rows = rows_of(part.Options, None, prefix, owner=name)
-        chapters.append(f"#### `{name}`\n\n{first_sentence(inspect.getmodule(part))}\n\n{table(rows)}")
+    for options in dict.fromkeys(part.Options for part in registry.values()):
+        sharing = {name: part for name, part in registry.items() if part.Options is options}
+        rows = rows_of(options, None, prefix, owner=next(iter(sharing)))
+        part = next(iter(sharing.values()))
+        thing = inspect.getmodule(part) if inspect.isclass(part) else options
+        chapters.append(f"#### {', '.join(f'`{name}`' for name in sharing)}\n\n{first_sentence(thing)}\n\n{table(rows)}")
     return "\n\n".join(chapters)
 
 

@@ -31,6 +31,7 @@ LAYERS = [
 # Packages of extras, and the one file that imports each.
 OPTIONAL = {
     "peft": "models/lora.py",
+    "pyarrow": "data/parquet.py",
     "matplotlib": "viewer/picture.py",
     "openai": "rewards/chat_endpoint.py",
     "tensorboard": "train/sinks.py",

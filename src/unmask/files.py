@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import ctypes
 import errno
 import json
@@ -155,8 +156,16 @@ def _sync(path: Path) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises `UnmaskError` naming the file (and line) that is missing or malformed."""
+    value = read_json_value(path)
+    if not isinstance(value, dict):
+        raise UnmaskError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def read_json_value(path: Path) -> Any:
+    """What a file of JSON holds. Raises `UnmaskError` like `read_json`."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UnmaskError(f"{path}: no such file") from None
     except OSError as error:
@@ -167,31 +176,45 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UnmaskError(f"{path}:{error.lineno}: not valid JSON ({error.msg}, column {error.colno})") from None
     except (ValueError, RecursionError) as error:
         raise UnmaskError(f"{path}: not usable JSON ({error})") from None
+
+
+def scan_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | UnmaskError]]:
+    """Yields (line number, object) for every non-empty line, for a malformed one what is wrong with it.
+
+    Raises `UnmaskError` for a file that cannot be read.
+    """
+    try:
+        with open(path, "rb") as lines:
+            for number, line in enumerate(lines, 1):
+                value = _read_line(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line, f"{path}:{number}")
+                if value is not None:
+                    yield number, value
+    except FileNotFoundError:
+        raise UnmaskError(f"{path}: no such file") from None
+    except OSError as error:
+        raise describe_os_error(error, path) from error
+
+
+def _read_line(line: bytes, where: str) -> dict[str, Any] | UnmaskError | None:
+    """What a line holds, or what is wrong with it; None for an empty one."""
+    if not line.strip():
+        return None
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError:
+        return UnmaskError(f"{where}: not UTF-8 text")
+    except json.JSONDecodeError as error:
+        return UnmaskError(f"{where}: not valid JSON ({error.msg}, column {error.colno})")
+    except (ValueError, RecursionError) as error:
+        return UnmaskError(f"{where}: not usable JSON ({error})")
     if not isinstance(value, dict):
-        raise UnmaskError(f"{path}: expected a JSON object, found {type(value).__name__}")
+        return UnmaskError(f"{where}: expected a JSON object, found {type(value).__name__}")
     return value
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields ("file:line", object) for every non-empty line. Raises `UnmaskError` naming the malformed line."""
-    try:
-        with open(path, encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                where = f"{path}:{number}"
-                try:
-                    value = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise UnmaskError(f"{where}: not valid JSON ({error.msg}, column {error.colno})") from None
-                except (ValueError, RecursionError) as error:
-                    raise UnmaskError(f"{where}: not usable JSON ({error})") from None
-                if not isinstance(value, dict):
-                    raise UnmaskError(f"{where}: expected a JSON object, found {type(value).__name__}")
-                yield where, value
-    except FileNotFoundError:
-        raise UnmaskError(f"{path}: no such file") from None
-    except UnicodeDecodeError:
-        raise UnmaskError(f"{path}: not UTF-8 text") from None
-    except OSError as error:
-        raise describe_os_error(error, path) from error
+    for number, value in scan_jsonl(path):
+        if isinstance(value, UnmaskError):
+            raise value
+        yield f"{path}:{number}", value

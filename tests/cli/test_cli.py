@@ -16,7 +16,7 @@ import pytest
 from tests.recipes import RL, SFT, unmask, write_recipe
 from unmask.train.checkpoint import list_checkpoints
 
-COMMANDS = ("quickstart", "sft", "rl", "eval", "generate", "inspect", "checkpoint", "sandbox", "view", "plot")
+COMMANDS = ("quickstart", "sft", "rl", "eval", "generate", "inspect", "checkpoint", "sandbox", "view", "plot", "data")
 
 
 def test_help_is_quick_and_loads_no_torch() -> None:
@@ -30,7 +30,9 @@ def test_help_is_quick_and_loads_no_torch() -> None:
     assert time.monotonic() - start < 5  # a machine under load; alone it is 0.1 s
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "checkpoint new", "checkpoint export"])
+@pytest.mark.parametrize(
+    "command", [*COMMANDS, "checkpoint new", "checkpoint export", "data show", "data check", "data convert"]
+)
 def test_every_command_explains_itself(command) -> None:
     result = unmask(*command.split(), "--help")
     assert (result.returncode, "Usage" in result.stdout) == (0, True)

@@ -180,3 +180,18 @@ def test_two_rows_with_one_id(trained, tmp_path) -> None:
     result = unmask("generate", trained / "rl", "--input", tmp_path / "rows.jsonl")
     assert result.returncode == 2
     assert "two rows have the id 'a'; ids must differ" in result.stderr
+
+
+def test_answers_are_begun_as_asked(trained, tmp_path) -> None:
+    """The prefix ends the prompt, of --prompt and of --input alike; a row's own comes first."""
+    (tmp_path / "rows.jsonl").write_text('{"question": "1+2=?"}\n{"question": "1+2=?", "response_prefix": "3"}\n')
+    ends = []
+    for name, words in (("a", ["--prompt", "1+2=?"]), ("b", ["--input", tmp_path / "rows.jsonl"])):
+        output = tmp_path / f"{name}.jsonl"
+        done = unmask("generate", trained / "rl", *words, "--response-prefix", "1+2=", "--output", output, "max_new_tokens=4")
+        assert done.returncode == 0, done.stderr
+        ends += [
+            "".join(json.loads(line)["prompt_pieces"]).rpartition("<|assistant|>")[2]
+            for line in output.read_text().splitlines()
+        ]
+    assert ends == ["1+2=", "1+2=", "3"]

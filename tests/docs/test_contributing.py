@@ -13,8 +13,11 @@ from tests.docs.blocks import ROOT, code_blocks
 from tests.models.toy_family import ToyFamily
 from tests.test_structure import LAYERS
 from unmask.attention import BACKENDS, DenseAttention
-from unmask.config import RlRecipe, SftRecipe, load_recipe
-from unmask.data.sources import SOURCES
+from unmask.config import Plugin, RlRecipe, SftRecipe, load_recipe
+from unmask.data.digests import hash_examples
+from unmask.data.problems import Problem
+from unmask.data.sources import SOURCES, open_source
+from unmask.data.tasks import MathOptions, Task
 from unmask.diffusion.remasking import STRATEGIES
 from unmask.launch import start
 from unmask.models import FAMILIES
@@ -52,6 +55,7 @@ class NoOptions(BaseModel):
 class ToySource:
     Options = NoOptions
     vocabulary = tuple("01")
+    dataset_hash = property(hash_examples)
 
     def __init__(self, options, split, seed):
         self.first = 0 if split == "train" else 4
@@ -154,3 +158,13 @@ def test_each_kind_of_part_needs_its_registry_line_alone(tmp_path: Path, monkeyp
     assert step["tokens_per_forward"] <= 1
     assert "eval/accuracy" in evaluation
     assert ToyBackend.num_forwards >= 2
+
+
+def test_a_task_needs_a_function_and_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def parse(row, where):
+        return Problem(where, row["q"], answer=row["a"])
+
+    (tmp_path / "test.jsonl").write_text('{"q": "1+1", "a": "2"}\n')
+    monkeypatch.setitem(SOURCES, "toy", Task("toy", parse, MathOptions, held_out=str(tmp_path / "test.jsonl")))
+    [example] = [open_source(Plugin(name="toy"), "held_out", 0)[0]]
+    assert (example.answer, example.messages[0].content[:4]) == ("2", "1+1\n")

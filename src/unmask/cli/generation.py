@@ -9,10 +9,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unmask.config import GenerateRecipe, Plugin, load_recipe
+from unmask.config import GenerateRecipe, Plugin, check, load_recipe
 from unmask.config.evaluation import DEFAULT_MODES
 from unmask.errors import UnmaskError
-from unmask.types import Example, Message, Rollout, SamplingParams, Trace, TraceRecord
+from unmask.types import Example, Rollout, SamplingParams, Trace, TraceRecord
 
 if TYPE_CHECKING:
     from unmask.data.chat import ChatTokenizer
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 def run_generate(
     checkpoint: str, settings: list[str], prompts: list[str], input_file: Path | None, output: Path | None, *,
-    mode: str, device: str, dtype: str, overwrite: bool,
+    mode: str, device: str, dtype: str, overwrite: bool, turns: dict[str, str],
 ) -> None:  # fmt: skip
     """Prints the answers or, with `output`, appends traces as they are finished; rows that are there already are skipped.
 
-    Progress and speed go to stderr.
+    turns: options of `PromptOptions` for all prompts. Progress and speed go to stderr.
     """
     if mode and mode not in DEFAULT_MODES:
         raise UnmaskError(f"unknown mode {mode!r}; known: {', '.join(DEFAULT_MODES)}")
@@ -43,7 +43,7 @@ def run_generate(
     from unmask.models.checkpoint import load_model
 
     get_strategy(params.remasking_strategy)
-    examples = _examples(prompts, input_file)
+    examples = _examples(prompts, input_file, turns)
     target = pick_device(device)
     folder = find_model_folder(checkpoint)
     model = load_model(folder, device=target, dtype=pick_precision(dtype, target))
@@ -58,21 +58,17 @@ def run_generate(
         print(output)
 
 
-def _examples(prompts: list[str], input_file: Path | None) -> list[Example]:
+def _examples(prompts: list[str], input_file: Path | None, turns: dict[str, str]) -> list[Example]:
     """Raises `UnmaskError` for bad lines and for an id that is there twice."""
-    if input_file is None:
-        turns = (Message(role="user", content=prompt) for prompt in prompts)
-        return [Example(id=str(i), messages=(turn,)) for i, turn in enumerate(turns)]
+    from unmask.data.problems import Problem
+    from unmask.data.prompts import PromptOptions, make_example
     from unmask.data.sources import open_source
 
-    source = open_source(Plugin(name="jsonl", options={"path": str(input_file)}), "train", 0)
-    examples = [source[i] for i in range(len(source))]
-    seen: set[str] = set()
-    for example in examples:
-        if example.id in seen:
-            raise UnmaskError(f"{input_file}: two rows have the id {example.id!r}; ids must differ")
-        seen.add(example.id)
-    return examples
+    if input_file is None:
+        problems = (Problem("--prompt", prompt, id=str(i)) for i, prompt in enumerate(prompts))
+        return [make_example(problem, check(PromptOptions, turns)) for problem in problems]
+    source = open_source(Plugin(name="jsonl", options={"path": str(input_file), **turns}), "train", 0)
+    return [source[i] for i in range(len(source))]
 
 
 def _decode(

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from unmask.cli.data_app import data_app
 from unmask.errors import UnmaskError
 
 # Typer carries its own copy of click in newer versions; the base class of its errors is found through one of them.
@@ -120,6 +121,8 @@ def generate(
     mode: Annotated[str, typer.Option(help="static or dynamic: the settings `unmask eval` has under this name")] = "",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16; auto = bfloat16 on GPUs, float32 on CPUs")] = "auto",
+    system_prompt: Annotated[str, typer.Option(help="a system turn before each prompt")] = "",
+    response_prefix: Annotated[str, typer.Option(help="text the answers are begun with; rows may name their own")] = "",
 ) -> None:
     """Decode prompts; settings are sampling parameters (temperature=0.5 seed=1 ...) and engine.KEY=VALUE."""
     from unmask.cli.generation import run_generate
@@ -127,6 +130,7 @@ def generate(
     run_generate(
         checkpoint, settings or [], prompt or [], input_file, output,
         mode=mode, device=device, dtype=dtype, overwrite=overwrite,
+        turns={"system_prompt": system_prompt, "response_prefix": response_prefix},
     )  # fmt: skip
 
 
@@ -141,6 +145,8 @@ def inspect(
 
     run_inspect(checkpoint, revision, as_json)
 
+
+app.add_typer(data_app, name="data")
 
 checkpoint_app = typer.Typer(help="Make and convert model folders.")
 app.add_typer(checkpoint_app, name="checkpoint")

@@ -16,6 +16,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from unmask.data.digests import hash_examples
 from unmask.errors import UnmaskError
 from unmask.types import Example, Message
 
@@ -47,6 +48,7 @@ class ChainedArithmetic:
         terse_rate: float = Field(0.0, ge=0, le=1, description="share of demonstrations without the steps")
 
     vocabulary = (*"0123456789+-*=;?", "\\boxed{", "}")  # all a tokenizer needs for this task
+    dataset_hash = property(hash_examples)
 
     def __init__(self, options: Options, split: Literal["train", "held_out"], seed: int):
         if options.min_operations > options.max_operations:

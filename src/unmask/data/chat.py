@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
@@ -96,9 +97,21 @@ class ChatTokenizer:
     def save(self, folder: Path) -> None:
         self.tokenizer.save_pretrained(str(folder))
 
+    def prompt_text(self, example: Example) -> str:
+        """The conversation in the chat template, up to where the assistant goes on: its prefix is there already.
+
+        Raises `UnmaskError` for a conversation that the template refuses.
+        """
+        messages = [m.model_dump() for m in example.messages]
+        try:
+            return self._template(messages, add_generation_prompt=True) + example.response_prefix
+        except TemplateError as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UnmaskError(f"example {example.id}: the chat template refuses the conversation ({reason})") from None
+
     def prompt_ids(self, example: Example) -> list[int]:
-        """Token ids of the conversation, up to where the assistant starts to write."""
-        return self._template([m.model_dump() for m in example.messages], add_generation_prompt=True)
+        """Token ids of `prompt_text`: the one place where prompts of training, evaluation and generation are made."""
+        return self.encode(self.prompt_text(example))
 
     def response_ids(self, example: Example) -> list[int]:
         """Token ids of the demonstration, its end-of-turn token included."""
@@ -121,15 +134,14 @@ class ChatTokenizer:
         """Each token as text, special tokens included."""
         return [str(self.tokenizer.decode([i])) for i in ids]
 
-    def _template(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> list[int]:
-        text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, tokenize=False)
-        return self.encode(str(text))
+    def _template(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
+        return str(self.tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, tokenize=False))
 
     def _find_turn_end(self) -> int:
         """The token the template writes after an assistant's turn."""
         marker = str(self.tokenizer.decode([self.encode("0")[0]]))
         turn = [{"role": "user", "content": marker}, {"role": "assistant", "content": marker}]
-        ids = self._template(turn, add_generation_prompt=False)
+        ids = self.encode(self._template(turn, add_generation_prompt=False))
         last = len(ids) - 1 - ids[::-1].index(self.encode(marker)[-1])
         if last + 1 == len(ids):
             raise UnmaskError("the chat template writes nothing after an assistant's turn; it must end the turn")

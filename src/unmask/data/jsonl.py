@@ -1,60 +1,77 @@
-"""Examples from JSON lines: `messages`, or `question` with `ground_truth_answer` and/or `response`."""
+"""Rows of one's own, as JSON lines, JSON arrays or parquet: `messages` or `question`, with an answer, tests, a response."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from unmask.config import check
+from unmask.data.problems import Problem, read_tests, read_text
+from unmask.data.row_source import Location, RowOptions, RowSource
+from unmask.data.rows import DataFile, NoRowsError, Split, on_hub
 from unmask.errors import UnmaskError
-from unmask.files import read_jsonl
 from unmask.types import Example
 
 
-class JsonlSource:
-    """All rows of a file, in order; read once, checked row by row (errors name file and line)."""
+class JsonlSource(RowSource):
+    """All rows of the files, in order. A row without an `id` has the number of its line (or its index)."""
 
-    class Options(BaseModel):
-        model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-        path: str = Field(description="file of the training split")
-        held_out_path: str = Field("", description="file of the held-out split; needed for evaluation")
+    class Options(RowOptions):
+        path: str = Field(description="training rows: file, folder, or data set on the hub (owner/name, owner/name:PATTERN)")
         question_key: str = Field("question", description="field that holds the user's turn")
         answer_key: str = Field("ground_truth_answer", description="field that holds the verifiable answer")
         response_key: str = Field("response", description="field that holds the demonstration")
-        prompt_template: str = Field("{question}", description="the user's turn; {question} is replaced")
 
-    vocabulary: tuple[str, ...] | None = None  # free text needs a real tokenizer
+    unnamed_split: Split = "train"
 
-    def __init__(self, options: Options, split: Literal["train", "held_out"], seed: int):
-        path = options.path if split == "train" else options.held_out_path
-        if not path:
-            raise UnmaskError("source.options.held_out_path is missing; evaluation needs it")
-        self.options = options
-        self._examples = [self._parse(where, row) for where, row in read_jsonl(Path(path))]
-        if not self._examples:
-            raise UnmaskError(f"{path}: no rows")
+    def locations(self) -> list[Location]:
+        path, held_out = self.options.path, self.options.held_out_path
+        if held_out:
+            return [(path, "train"), (held_out, "held_out")]
+        return [(path, None if on_hub(path) or Path(path).is_dir() else "train")]  # names tell what is for training
 
-    def _parse(self, where: str, row: dict) -> Example:
+    def refuse_empty(self, split: Split) -> None:
         o = self.options
-        example = {"id": str(row.get("id", where.rpartition(":")[2]))}
-        for field, key in (("answer", o.answer_key), ("response", o.response_key)):
-            value = row.get(key)
-            if isinstance(value, list | dict | bool):
-                raise UnmaskError(f"{where}: {key} must be text or a number, found {type(value).__name__}")
-            if value is not None:
-                example[field] = str(value)
+        [(_, of), *_] = self.locations()
+        if o.held_out_share is None and of is None:
+            raise NoRowsError(f"{o.path}: no rows of the split {split}, as the names of the files tell")
+        if split == "held_out" and not o.held_out_path and not o.held_out_share:
+            raise NoRowsError("source.options.held_out_path is missing; evaluation needs it (or held_out_share)")
+        if o.held_out_share is not None:
+            raise NoRowsError(f"{o.path}: no rows of the split {split} with held_out_share {o.held_out_share}")
+        raise NoRowsError(f"{o.path if split == 'train' else o.held_out_path}: no rows")
+
+    def default_id(self, number: int, file: DataFile, is_only: bool) -> str:
+        return str(number) if is_only else f"{file.name}-{number}"
+
+    def parse(self, row: dict[str, Any], where: str) -> Problem:
+        o = self.options
+        fields: dict[str, Any] = {
+            "id": read_text(row, ["id"], where) or "",
+            "answer": read_text(row, [o.answer_key], where),
+            "response": read_text(row, [o.response_key], where),
+            "response_prefix": read_text(row, ["response_prefix"], where),
+            "tests": read_tests(row, where),
+        }
         if "messages" in row:
-            return check(Example, {**example, "messages": row["messages"]}, where)
+            turns = check(Example, {"id": "", "messages": row["messages"]}, where).messages
+            return Problem(where, "\n".join(turn.content for turn in turns), messages=turns, **fields)
         if not isinstance(row.get(o.question_key), str):
             raise UnmaskError(f"{where}: needs the text field {o.question_key!r} (or messages); found {', '.join(row)}")
-        content = o.prompt_template.replace("{question}", row[o.question_key])
-        return check(Example, {**example, "messages": [{"role": "user", "content": content}]}, where)
+        return Problem(where, row[o.question_key], **fields)
 
-    def __len__(self) -> int:
-        return len(self._examples)
 
-    def __getitem__(self, index: int) -> Example:
-        return self._examples[index]
+def to_row(example: Example) -> dict[str, Any]:
+    """The row that `JsonlSource` by default reads as this example. Raises `UnmaskError` for a recorded trace."""
+    if example.trace is not None:
+        raise UnmaskError(
+            f"example {example.id}: a recorded trace has no place in a row; the source `traces` reads it as it is"
+        )
+    row = example.model_dump(include={"id", "messages"})
+    fields = {"response": example.response, "ground_truth_answer": example.answer}
+    row |= {name: value for name, value in fields.items() if value is not None}
+    if example.response_prefix:
+        row["response_prefix"] = example.response_prefix
+    return row | (example.tests.model_dump(exclude_defaults=True) if example.tests else {})

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from unmask.config import Plugin, make_plugin
 from unmask.data.chained_arithmetic import ChainedArithmetic
 from unmask.data.jsonl import JsonlSource
+from unmask.data.rows import Split
+from unmask.data.tasks import TASKS
 from unmask.data.traces import TraceSource
 from unmask.types import Example
-
-Split = Literal["train", "held_out"]
 
 
 class Source(Protocol):
     """An indexable collection of examples. The train and held-out splits of a source are disjoint."""
 
     vocabulary: tuple[str, ...] | None  # tokens that suffice for a tokenizer of its own; None = free text
+    dataset_hash: Any  # text: `hash_examples` of all its examples
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Example: ...
 
 
-SOURCES: dict[str, Any] = {"chained_arithmetic": ChainedArithmetic, "jsonl": JsonlSource, "traces": TraceSource}
+SOURCES: dict[str, Any] = {"chained_arithmetic": ChainedArithmetic, "jsonl": JsonlSource, "traces": TraceSource, **TASKS}
 
 
 def open_source(plugin: Plugin, split: Split, seed: int) -> Source:

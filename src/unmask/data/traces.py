@@ -7,6 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from unmask.data.digests import hash_examples
+from unmask.data.rows import NoRowsError
 from unmask.errors import UnmaskError
 from unmask.files import read_jsonl
 from unmask.models import ModelSpec
@@ -30,11 +32,12 @@ class TraceSource:
         drops_cut: bool = Field(True, description="responses cut at the length limit are left out")
 
     vocabulary: tuple[str, ...] | None = None
+    dataset_hash = property(hash_examples)
 
     def __init__(self, options: Options, split: Literal["train", "held_out"], seed: int):
         path = options.path if split == "train" else options.held_out_path
         if not path:
-            raise UnmaskError("source.options.held_out_path is missing; evaluation needs it")
+            raise NoRowsError("source.options.held_out_path is missing; evaluation needs it")
         records = [(where, TraceRecord.from_dict(row, where)) for where, row in read_jsonl(Path(path))]
         self._where = [where for where, record in records if self._is_kept(record, options)]
         kept = [record for _, record in records if self._is_kept(record, options)]

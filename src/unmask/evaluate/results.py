@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from unmask.data.digests import hash_examples
 from unmask.errors import UnmaskError
 from unmask.evaluate.statistics import estimate_share, pass_at
 from unmask.files import read_json
@@ -99,7 +100,7 @@ class Results:
             name,
             {
                 "source": task.source.model_dump(), "reward": task.reward.model_dump(), "first_example": task.first_example,
-                "dataset_hash": _hash("\n".join(example.model_dump_json() for example in examples)), "modes": {},
+                "dataset_hash": hash_examples(examples), "modes": {},
             },
         )  # fmt: skip
         rewards = {group.example.id: [rollout.reward for rollout in group.rollouts] for group in result.groups}

@@ -30,23 +30,33 @@ def resolve_folder(path_or_hub_name: str | Path, revision: str | None = None, *,
         return folder
     if folder.exists():
         raise UnmaskError(f"{name}: is a file; a model is a folder with config.json and model.safetensors")
-    is_hub_name = name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")
-    if not is_hub_name:
+    if not is_hub_name(name):
         raise UnmaskError(f"{name}: no such folder (and not a hub name of the form owner/name)")
-    from huggingface_hub import snapshot_download
-
-    patterns = [*_FETCHED, "model*.safetensors"] if weights else [*_FETCHED]
-    try:
-        snapshot = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except Exception as error:  # hub clients raise many kinds; all mean "could not be had"
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UnmaskError(f"{name}: no such local folder, and the hub did not deliver it: {reason}") from None
+    snapshot = fetch_snapshot(name, revision, [*_FETCHED, "model*.safetensors"] if weights else [*_FETCHED], "folder")
     if weights and not any(snapshot.glob("model*.safetensors")):
         raise UnmaskError(
             f"{name}: no safetensors here: the repository has none (pickles are not read), or they were not fetched yet and "
             f"there is no connection ({snapshot})"
         )
     return snapshot
+
+
+def is_hub_name(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")
+
+
+def fetch_snapshot(name: str, revision: str | None, patterns: list[str], what: str, repo_type: str = "model") -> Path:
+    """The folder in the hub's cache with those files of a repository that match. Raises `UnmaskError`.
+
+    what: was looked for under this name before, for the message.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, repo_type=repo_type))
+    except Exception as error:  # hub clients raise many kinds; all mean "could not be had"
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UnmaskError(f"{name}: no such local {what}, and the hub did not deliver it: {reason}") from None
 
 
 def is_model_file(name: str) -> bool:

@@ -55,8 +55,8 @@ class CodeTests(BaseModel):
 class Example(BaseModel):
     """One training or evaluation item in chat form.
 
-    `messages` ends with the user's turn; `response` is the demonstration (SFT), `answer` the verifiable result (RL, eval),
-    `tests` are those of a program.
+    `messages` ends with the user's turn. The assistant's turn is begun with `response_prefix`, which belongs to the prompt;
+    `response` is the demonstration that follows (SFT), `answer` the verifiable result (RL, eval), `tests` those of a program.
     `trace`, where there is one, is how the response was decoded: its token ids are used instead of the texts.
     """
 
@@ -64,6 +64,7 @@ class Example(BaseModel):
 
     id: str
     messages: tuple[Message, ...] = Field(strict=False, min_length=1)
+    response_prefix: str = ""
     response: str | None = None
     answer: str | None = None
     tests: CodeTests | None = None
