@@ -31,6 +31,8 @@ LAYERS = [
 # Packages of extras, and the one file that imports each.
 OPTIONAL = {
     "peft": "models/lora.py",
+    "math_verify": "rewards/equality.py",
+    "sympy": "rewards/equality.py",
     "matplotlib": "viewer/picture.py",
     "tensorboard": "train/sinks.py",
     "wandb": "train/sinks.py",
