@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import torch
 from pydantic import BaseModel
@@ -56,6 +56,7 @@ def type_of(info: FieldInfo) -> str:
         return ", ".join(f"`{json.dumps(value)}`" for value in get_args(annotation))
     if get_origin(annotation) is tuple:
         of = get_args(annotation)[0]
+        of = get_args(of)[0] if get_origin(of) is Annotated else of
         values = ", ".join(f"`{json.dumps(value)}`" for value in get_args(of)) if get_origin(of) is Literal else ""
         return f"list of {values or {int: 'integers', str: 'texts'}[of]}"
     if get_origin(annotation) is dict:

@@ -32,6 +32,8 @@ LAYERS = [
 OPTIONAL = {
     "peft": "models/lora.py",
     "pyarrow": "data/parquet.py",
+    "math_verify": "rewards/equality.py",
+    "sympy": "rewards/equality.py",
     "matplotlib": "viewer/picture.py",
     "openai": "rewards/chat_endpoint.py",
     "tensorboard": "train/sinks.py",

@@ -18,15 +18,18 @@ _SYMBOLS = str.maketrans(
 _SPACING = re.compile(r"(?<!\\)\\[,!;:> ]|\\q?quad|\\(?:displaystyle|textstyle|limits|hfill|left\.|right\.)(?![A-Za-z])|~")
 _ROMAN_LETTER = re.compile(r"\\(?:mathrm|mathit|mathbf|rm|it|bf)\s*\{\s*([A-Za-z])\s*\}")
 _DELIMITERS = (("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("`", "`"))
-# Units: words behind a number or a bracket. Some words are no units.
+# Units: words behind a number or a bracket, of three letters or well known. `2xy` has none. Some words are no units.
 _UNIT = re.compile(
-    r"(?<=[\d)}])\s*(?:(?:\\?%\s*)?(?:\\(?:text|mbox|mathrm|textnormal|textbf|textit|rm)\s*\{[^{}]*\}|\s(?!ft$)[A-Za-z][a-z]+\.?"
-    r"|(?<=\d)(?:[A-Za-z][a-z]+)|\s(?:per|of|in|a|an)(?=\s))(?:\^\{?\d\}?)?)+\s*$"
+    r"(?<=[\d)}%])(?:\s*\\(?:text|mbox|mathrm|textnormal|textbf|textit|rm)\s*\{[^{}]*\}|\s+[A-Za-z][a-z]{2,}\.?"
+    r"|\s*(?:cm|km|mm|kg|mg|ml|mL|ft|lb|lbs|oz|hr|hrs|mi|yd|in|mph|kph|sec|min)\b\.?|\s+(?:of|in|an?|sq)(?=\s)|\s?/\s?[a-z]+)+"
+    r"(?:\^\{?\d\}?)?(?=\s*(?:[,;]|$))"
 )
 _NO_UNITS = re.compile(
-    r"\b(?:pi|sqrt|log|ln|sin|cos|tan|exp|or|and|mod|base|hundred|thousands?|million|billion|trillion|dozen|half|percent|pct|percentage"
-    r"|infinity|inf|theta|alpha|beta|am|pm|AM|PM|noon|to|times|if|when|for|except|choose|factorial)\b|\bn't\b"
+    r"(?<!\\)\b(?:pi|sqrt|log|ln|sin|cos|tan|exp|or|and|mod|base|half|percent|pct|percentage|infinity|inf|theta|alpha|beta"
+    r"|noon|to|times|if|when|for|except|choose|factorial)\b"
 )
+_MULTIPLES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_MULTIPLE = re.compile(rf"(?<=\d)\s*(?:\\text\s*\{{\s*)?({'|'.join(_MULTIPLES)})\b\s*(\}})?")
 _THOUSANDS = re.compile(r"[1-9]\d{0,2}(?:,\d{3})+(?:\.\d*)?|[1-9]\d{0,2}(?: \d{3})+(?:\.\d*)?")
 _DECIMAL = re.compile(r"\d+(?:[.,]\d*)?|[.,]\d+")
 _FRACTION = re.compile(r"\\[dtc]?frac\s*(?:\{\s*(-?\d+)\s*\}\s*\{\s*(-?\d+)\s*\}|(\d)\s*(\d))|(\d+)\s*/\s*(\d+)")
@@ -50,6 +53,7 @@ def clean(answer: str) -> str:
     if "\\begin" not in text:  # where a line does not end, two backslashes are one that was escaped twice
         text = re.sub(r"\\\\(?=[A-Za-z])", r"\\", text)
     text = _SPACING.sub(" ", text.replace("\n", " ").replace("\t", " "))
+    text = _MULTIPLE.sub(_write_out, text)
     before = None
     while before != text:
         before = text
@@ -57,8 +61,15 @@ def clean(answer: str) -> str:
         for opening, closing in _DELIMITERS:
             if len(text) > len(opening + closing) and text.startswith(opening) and text.endswith(closing):
                 text = text[len(opening) : -len(closing)]
-    without_unit = _UNIT.sub("", text) if not _NO_UNITS.search(text) else text
-    return without_unit.strip() or text
+    if _NO_UNITS.search(text):
+        return _TEXT.sub(r" \1 ", text).strip()
+    return _UNIT.sub("", text).strip()
+
+
+def _write_out(match: re.Match[str]) -> str:
+    """`5 million` as a product; of `5 \\text{ million dollars}` the unit stays in its command."""
+    is_open = "{" in match[0] and match[2] is None
+    return f"\\times {_MULTIPLES[match[1]]}" + ("\\text{" if is_open else "" if "{" in match[0] else match[2] or "")
 
 
 def as_number(text: str) -> Number | None:

@@ -31,6 +31,7 @@ def make_judge() -> Callable[[Question], Answer]:
     """Raises `UnmaskError` where the parser cannot be imported or does not parse."""
     try:
         import math_verify
+        import math_verify.parser
     except ImportError as error:
         raise UnmaskError(f"the reward math needs math-verify, which cannot be imported ({error}): {_INSTALL}") from None
     logging.disable(logging.ERROR)
@@ -63,7 +64,11 @@ class Equality:
     def __init__(self, math_verify: Any):
         self._verify = math_verify.verify
         self._parse = math_verify.parse
-        self._latex = [math_verify.LatexExtractionConfig()]  # its other reader evaluates the text as Python
+        normalization = math_verify.parser.NormalizationConfig(
+            basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none"
+        )  # to it the last letter of 2t is a unit
+        # Its reader of plain text evaluates it as Python.
+        self._readers = [math_verify.LatexExtractionConfig(normalization_config=normalization)]
         self._read = lru_cache(maxsize=1000)(self._read_once)
 
     def __call__(self, answer: str, gold: str) -> bool:
@@ -88,7 +93,7 @@ class Equality:
         number = as_number(text)
         if number is not None and number.is_exact:
             text = str(number.value)
-        found = self._parse(f"${text}$", self._latex, fallback_mode="no_fallback", parsing_timeout=None)
+        found = self._parse(f"${text}$", self._readers, fallback_mode="no_fallback", parsing_timeout=None)
         return [expression for expression in found if _bits(expression) <= _MAX_BITS]
 
 

@@ -21,7 +21,7 @@ class Format(Reward):
             "", description="regular expression that the whole response must match (`.` matches line ends, too); empty = none"
         )
         needs_think: bool = Field(
-            False, description="one section `<think>...</think>` at the beginning, neither it nor what follows empty"
+            False, description="one section between think tags, at the beginning; neither it nor what follows is empty"
         )
         needs_boxed: bool = Field(False, description="a `\\boxed{...}` that is not empty, behind the thinking section")
 

@@ -71,13 +71,16 @@ class _Verifier:
     """One worker, for callers that are not asynchronous; it starts with the first question and ends with the process."""
 
     def __init__(self) -> None:
-        self.process_id = os.getpid()
         self.loop = BackgroundLoop()
         self.pool = WorkerPool("unmask.rewards.equality", "make_judge", (), 1)
-        self.loop.run(self.pool.start())
+        try:
+            self.loop.run(self.pool.start())
+        except BaseException:
+            self.loop.close()
+            raise
 
 
-_verifier: _Verifier | None = None
+_verifiers: dict[int, _Verifier] = {}  # by process: a fork has no thread of the one it comes from
 _lock = threading.Lock()
 
 
@@ -92,13 +95,12 @@ def verify_math(text: str, gold: str, *, fallbacks: Sequence[Rule] = DEFAULT_RUL
     what takes longer, or ends the process, is not correct, and the reason says so. Raises `UnmaskError` for an empty `gold`
     and where the parser (extra `math`) cannot be imported.
     """
-    global _verifier
     if not gold.strip():
         raise UnmaskError("gold is empty; expected the right answer")
     if unknown := [rule for rule in fallbacks if rule not in RULES]:
         raise UnmaskError(f"unknown fallback {unknown[0]!r}; known: {', '.join(RULES)}")
     with _lock:
-        if _verifier is None or _verifier.process_id != os.getpid():  # a fork has no thread of ours
-            _verifier = _Verifier()
-        verifier = _verifier
+        if os.getpid() not in _verifiers:
+            _verifiers[os.getpid()] = _Verifier()
+        verifier = _verifiers[os.getpid()]
     return _verdict(verifier.loop.run(verifier.pool.run((text, gold, tuple(fallbacks)), time_limit)))
