@@ -82,6 +82,8 @@ def test_check_names_every_malformed_row(tmp_path) -> None:
     assert "in both splits: 1 prompts" in result.stdout
     limited = unmask("data", "check", tmp_path / "train.jsonl", "--max-errors", "1")
     assert limited.stderr.splitlines()[1:] == ["error: 3 malformed rows, 2 of them not shown (--max-errors)"]
+    shared = unmask("data", "check", tmp_path / "train.jsonl", "held_out_share=0.5")  # both splits are of one file
+    assert (len(shared.stderr.splitlines()), shared.stderr.splitlines()[-1]) == (4, "error: 3 malformed rows")
     assert limited.stderr.startswith(f"{tmp_path / 'train.jsonl'}:2: not valid JSON")
 
 

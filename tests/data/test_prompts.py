@@ -55,9 +55,10 @@ def test_order_of_turns(tmp_path) -> None:
 
 
 def test_shots_are_of_the_training_rows_and_never_the_question_itself(tmp_path) -> None:
-    write_rows(tmp_path / "train.jsonl", questions(6))
-    write_rows(tmp_path / "test.jsonl", [*questions(2), {"question": "What  is 3 + 1?", "ground_truth_answer": "4"}])
-    options = {"path": str(tmp_path), "num_shots": 3, "prompt_template": "{question}"}
+    there, back = tmp_path / "there", tmp_path / "back"
+    write_rows(there / "train.jsonl", questions(6))
+    write_rows(there / "test.jsonl", [*questions(2), {"question": "What  is 3 + 1?", "ground_truth_answer": "4"}])
+    options = {"path": str(there), "num_shots": 3, "prompt_template": "{question}"}
     shown = set()
     for split in ("train", "held_out"):
         for example in examples("math500", split, **options):
@@ -65,11 +66,10 @@ def test_shots_are_of_the_training_rows_and_never_the_question_itself(tmp_path) 
             assert (len(set(shots)), question in shots) == (3, False)
             shown |= set(shots)
     assert len(shown) == 4  # the first three by hash, and the fourth where one of them is the question
-    back = tmp_path / "back"
     write_rows(back / "train.jsonl", questions(6)[::-1])
     write_rows(back / "test.jsonl", questions(1))
-    there, again = (examples("math500", "held_out", **{**options, "path": str(path)})[0] for path in (tmp_path, back))
-    assert there.messages == again.messages  # whatever the order of the training rows
+    first, again = (examples("math500", "held_out", **{**options, "path": str(path)})[0] for path in (there, back))
+    assert first.messages == again.messages  # whatever the order of the training rows
 
 
 def test_shots_that_are_not_there(tmp_path) -> None:

@@ -62,6 +62,8 @@ def test_ids_do_not_depend_on_the_order(tmp_path) -> None:
     assert {e.id: e.messages for e in a} == {e.id: e.messages for e in b}
     assert a[5].id == f"{a[0].id}-2"  # the same question once more
     assert len({e.id for e in a}) == 6
+    spaced = write_rows(tmp_path / "c.json", [{**questions(1)[0], "question": "What is\n 0  + 1?"}])
+    assert examples("math500", "held_out", path=spaced)[0].id == a[0].id
 
 
 def test_ids_of_a_file_are_its_lines_or_its_own(tmp_path) -> None:

@@ -66,14 +66,20 @@ def test_published_rows_of_programs(tmp_path, name) -> None:
         assert example.answer is None
 
 
+def test_empty_tests_are_none(tmp_path) -> None:
+    row = {"question": "q", "ground_truth_answer": "1", "test_list": [], "test_input": None, "test_method": "", "prefix": ""}
+    [example] = examples("jsonl", path=write_rows(tmp_path / "rows.jsonl", [row]))
+    assert example.tests is None
+
+
 def test_original_rows_of_mathematics(tmp_path) -> None:
     math500 = write_rows(tmp_path / "a.json", [{"problem": "1+1?", "solution": "\\boxed{2}", "answer": "2", "level": 1}])
     aime = write_rows(tmp_path / "b.json", [{"ID": "2024-I-1", "Problem": "1+1?", "Solution": "s", "Answer": "033"}])
-    gsm8k = {"question": "q", "answer": "4 * 3 = <<4*3=12>>12\nThen $<<12*100=1200>>1,200.\n#### 1,200"}
+    gsm8k = {"question": "q", "answer": "#### 4 * 3 = <<4*3=12>>12\nThen $<<12*100=1200>>1,200.\n#### 1,200"}
     assert [(e.answer, e.response) for e in examples("math500", "held_out", path=math500)] == [("2", "\\boxed{2}")]
     assert [(e.answer, e.response) for e in examples("aime2024", "held_out", path=aime)] == [("033", "s")]
     [example] = examples("gsm8k", "held_out", path=write_rows(tmp_path / "c.json", [gsm8k]))
-    assert (example.answer, example.response) == ("1200", "4 * 3 = 12\nThen $1,200.\nThe answer is \\boxed{1200}.")
+    assert (example.answer, example.response) == ("1200", "#### 4 * 3 = 12\nThen $1,200.\nThe answer is \\boxed{1200}.")
 
 
 @needs_shared
@@ -156,6 +162,9 @@ def test_the_full_mbpp(tmp_path) -> None:
     }
     [example] = examples("mbpp", path=write_rows(tmp_path / "rows.json", [row]))
     assert (example.id, example.tests.prefix) == ("MBPP/601", "import re")
+    rows = write_rows(tmp_path / "all.json", [{**row, "task_id": number} for number in (1, 10, 11, 510, 511, 974)])
+    assert [e.id for e in examples("mbpp", "held_out", path=rows)] == ["MBPP/11", "MBPP/510"]
+    assert [e.id for e in examples("mbpp", path=rows)] == ["MBPP/1", "MBPP/10", "MBPP/511", "MBPP/974"]
 
 
 @needs_shared
