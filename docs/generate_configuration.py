@@ -93,7 +93,7 @@ def rows_of(kind: type[BaseModel], default: BaseModel | None, prefix: str = "", 
         elif table is None:
             yield key, type_of(info), "required" if value is ... else default_of(value), meaning_of(owner, name, info)
         elif table is Plugin:
-            plural = _PLURAL_OF[name]
+            plural = _PLURAL_OF.get(name, "rewards")  # a reward may name another, by any word
             given = {"required": value is ..., "name": getattr(value, "name", None), "options": getattr(value, "options", None)}
             note = f"; {info.description}" if info.description else ""
             first = "required" if given["required"] else default_of(given["name"])
