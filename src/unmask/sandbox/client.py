@@ -23,6 +23,8 @@ from unmask.sandbox.keeper import SETUP_S, Outcome
 
 Isolation = Literal["auto", "namespaces", "bubblewrap", "process"]
 PACKAGE = Path(__file__).parents[1]
+# This very package, not another one that is installed; and nothing else from where it is.
+_IMPORT = f"import sys; sys.path.insert(0, {str(PACKAGE.parent)!r}); import unmask; del sys.path[0]"
 _START_S = 60.0
 _GRACE_S = 10.0  # of a keeper, after all its own limits
 PROTECTIONS = {
@@ -119,7 +121,7 @@ class Sandbox:
         connection, theirs = socket.socketpair()
         with theirs, tempfile.TemporaryDirectory(prefix="unmask-sandbox-") as folder:
             config = {"socket": theirs.fileno(), "isolation": isolation, "folder": folder, "command": command}
-            code = f"import sys; sys.path.append({str(PACKAGE.parent)!r}); from unmask.sandbox import server; import json"
+            code = f"{_IMPORT}; from unmask.sandbox import server; import json"
             self._server = subprocess.Popen(
                 [sys.executable, "-s", "-P", "-B", "-c", f"{code}; server.main(json.loads(sys.argv[1]))", json.dumps(config)],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=_ENVIRONMENT, cwd="/",
@@ -254,5 +256,5 @@ def _bubblewrap() -> list[str]:
         words += ["--ro-bind", readable, readable]
     for device in view.DEVICES:
         words += ["--dev-bind", device, device]
-    code = f"import sys; sys.path.append({str(PACKAGE.parent)!r}); from unmask.sandbox import roles; roles.begin_cold(sys.argv)"
+    code = f"{_IMPORT}; from unmask.sandbox import roles; roles.begin_cold(sys.argv)"
     return [*words, "--", sys.executable, "-s", "-P", "-B", "-c", code]
