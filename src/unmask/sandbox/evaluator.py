@@ -108,20 +108,19 @@ def _look_up(program: Program, words: list[str]) -> dict[str, Any]:
 
 def _find_known(tree: ast.AST, word: str) -> Any:
     """What the test code must mean by this word, from how it uses it; None if that may be something of the program's."""
-    attributes = {node.attr for node in ast.walk(tree) if _is_attribute_of(node, word)}
-    num_uses = sum(isinstance(node, ast.Name) and node.id == word for node in ast.walk(tree))
-    num_attributes = sum(_is_attribute_of(node, word) for node in ast.walk(tree))
+    attributes = [node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and _is_name(node.value, word)]
+    num_uses = sum(_is_name(node, word) for node in ast.walk(tree))
     for module, member in _COMMON.get(word, ()):
         with contextlib.suppress(ImportError):
             value = importlib.import_module(module)
             value = value if member is None else getattr(value, member)
-            if all(hasattr(value, name) for name in attributes) and (member is not None or num_uses == num_attributes):
+            if all(hasattr(value, name) for name in attributes) and (member is not None or num_uses == len(attributes)):
                 return value
     return None
 
 
-def _is_attribute_of(node: ast.AST, word: str) -> bool:
-    return isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == word
+def _is_name(node: ast.AST, word: str) -> bool:
+    return isinstance(node, ast.Name) and node.id == word
 
 
 def _names_from_outside(test: str) -> set[str]:

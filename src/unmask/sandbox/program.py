@@ -77,7 +77,7 @@ def run_script() -> NoReturn:
 
 def _flush() -> None:
     for stream in (sys.stdout, sys.__stdout__):  # the program may have replaced the one and written to the other
-        if not getattr(stream, "closed", True):
+        if stream is not None and not getattr(stream, "closed", False):
             stream.flush()
 
 
@@ -131,7 +131,7 @@ class _Server:
             reply = self.do(message["do"], [decode(a, self.resolve) for a in message["args"]], message.get("kwargs", {}))
             _flush()
         except BaseException as error:
-            if isinstance(error, SystemExit | KeyboardInterrupt):
+            if not isinstance(error, Exception):
                 raise  # to leave is to leave
             reply = self.fail(error)
         try:
@@ -177,12 +177,12 @@ class _Server:
         if isinstance(value, type) and issubclass(value, BaseException):
             kind = "exception"
             base = next(parent.__name__ for parent in value.__mro__ if hasattr(builtins, parent.__name__))
-        if isinstance(value, type) and vars(builtins).get(value.__name__) is value:
-            return {"builtin": value.__name__}
+        name = value.__name__ if isinstance(value, type) else type(value).__name__
+        if isinstance(value, type) and vars(builtins).get(name) is value:
+            return {"builtin": name}
         number = self.numbers.setdefault(id(value), len(self.objects))
         if number == len(self.objects):
             self.objects.append(value)
-        name = value.__name__ if isinstance(value, type) else type(value).__name__
         return {"object": [number, kind, name, base]}
 
     def resolve(self, data: dict[str, Any]) -> Any:
