@@ -8,6 +8,7 @@
 | `keeper` | starts one job, watches its time and memory, ends everything that belongs to it | one process per job |
 | `jail` | takes away what a process could do harm with | the program's process |
 | `program` | runs a program, or serves calls of its functions | the program's process |
+| `folders` | removes the folder of a program that has no file system of its own | the keeper |
 | `evaluator` | runs the test code, which calls the program's functions over a pipe | another such process |
 | `wire`, `remote` | plain values as text; stand-ins for what is not plain | both of these |
 | `kernel`, `seccomp`, `landlock` | system calls that Python has no functions for | |

@@ -19,10 +19,12 @@ from typing import Literal, NamedTuple
 from unmask.errors import UnmaskError
 from unmask.sandbox import view
 from unmask.sandbox.jail import Bounds
-from unmask.sandbox.keeper import SETUP_S, Outcome
+from unmask.sandbox.keeper import FOLDER_BYTES, SETUP_S, Outcome
 
 Isolation = Literal["auto", "namespaces", "bubblewrap", "process"]
 PACKAGE = Path(__file__).parents[1]
+# This very package, not another one that is installed; and nothing else from where it is.
+_IMPORT = f"import sys; sys.path.insert(0, {str(PACKAGE.parent)!r}); import unmask; del sys.path[0]"
 _START_S = 60.0
 _GRACE_S = 10.0  # of a keeper, after all its own limits
 PROTECTIONS = {
@@ -87,7 +89,8 @@ class Sandbox:
             try:
                 await asyncio.to_thread(self._start_server, isolation)
                 self.isolation = isolation
-                ran = await self.run_script("print(input())", "works", Bounds(time_s=10.0))
+                # An import of what the server has not loaded: programs must be able to read the library.
+                ran = await self.run_script("import sched; print(input())", "works", Bounds(time_s=10.0))
                 if ran.stdout == b"works\n" and ran.outcome.exit_code == 0:
                     self.missing = ran.outcome.missing
                     return
@@ -119,7 +122,7 @@ class Sandbox:
         connection, theirs = socket.socketpair()
         with theirs, tempfile.TemporaryDirectory(prefix="unmask-sandbox-") as folder:
             config = {"socket": theirs.fileno(), "isolation": isolation, "folder": folder, "command": command}
-            code = f"import sys; sys.path.append({str(PACKAGE.parent)!r}); from unmask.sandbox import server; import json"
+            code = f"{_IMPORT}; from unmask.sandbox import server; import json"
             self._server = subprocess.Popen(
                 [sys.executable, "-s", "-P", "-B", "-c", f"{code}; server.main(json.loads(sys.argv[1]))", json.dumps(config)],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=_ENVIRONMENT, cwd="/",
@@ -134,6 +137,10 @@ class Sandbox:
 
     async def run_script(self, program: str, stdin: str, bounds: Bounds) -> Ran:
         """Runs a program by itself."""
+        async with self._slots:  # before there are files: of thousands of jobs that wait, no descriptor is open
+            return await self._run_script(program, stdin, bounds)
+
+    async def _run_script(self, program: str, stdin: str, bounds: Bounds) -> Ran:
         with contextlib.ExitStack() as files:
             source, given = _file(files, json.dumps({"program": program}).encode()), _file(files, stdin.encode())
             stdout, stderr = _file(files), _file(files)
@@ -142,6 +149,10 @@ class Sandbox:
 
     async def run_test(self, program: str, test: str, prefix: str, bounds: Bounds) -> Tested:
         """Runs test code that calls the program's functions. prefix: code that stands before the program."""
+        async with self._slots:
+            return await self._run_test(program, test, prefix, bounds)
+
+    async def _run_test(self, program: str, test: str, prefix: str, bounds: Bounds) -> Tested:
         with contextlib.ExitStack() as files:
             source = _file(files, json.dumps({"program": f"{prefix}\n{program}"}).encode())
             tests = _file(files, json.dumps({"test": test, "prefix": prefix}).encode())
@@ -161,29 +172,31 @@ class Sandbox:
     async def _run(
         self, members: Sequence[tuple[str, list[int]]], bounds: Bounds, ours: Sequence[socket.socket] = ()
     ) -> Outcome:
-        async with self._slots:
-            if self._connection is None:
-                raise UnmaskError("the code sandbox is not running")
-            status, theirs = os.pipe()
-            folder = tempfile.mkdtemp(prefix="unmask-program-") if self.isolation == "process" else ""
-            request = {"bounds": asdict(bounds), "members": [[role, len(fds)] for role, fds in members], "folder": folder}
+        if self._connection is None:
+            raise UnmaskError("the code sandbox is not running")
+        status, theirs = os.pipe()
+        folder = tempfile.mkdtemp(prefix="unmask-program-") if self.isolation == "process" else ""
+        request = {"bounds": asdict(bounds), "members": [[role, len(fds)] for role, fds in members], "folder": folder}
+        is_taken = False
+        try:
             try:
                 socket.send_fds(
                     self._connection, [json.dumps(request).encode()], [theirs, *(fd for _, fds in members for fd in fds)]
                 )
-                os.close(theirs)
-                theirs = -1
-                if self._connection.recv(1) != b".":
-                    raise UnmaskError("the code sandbox's server has ended")
-                for end in ours:
-                    end.close()
-                return await _read_outcome(status, SETUP_S + bounds.hard_time_s + _GRACE_S)
+                is_taken = self._connection.recv(1) == b"."
+            except OSError:
+                pass
             finally:
-                if theirs >= 0:
-                    os.close(theirs)
-                os.close(status)
-                if folder:
-                    shutil.rmtree(folder, ignore_errors=True)
+                os.close(theirs)
+            if not is_taken:
+                raise UnmaskError("the code sandbox's server has ended")
+            for end in ours:
+                end.close()
+            return await _read_outcome(status, SETUP_S + bounds.hard_time_s + _GRACE_S)
+        finally:
+            os.close(status)
+            if folder and not is_taken:
+                os.rmdir(folder)  # else it is the keeper's, who outlives a caller that has given up
 
 
 async def _read_outcome(status: int, timeout_s: float) -> Outcome:
@@ -233,26 +246,15 @@ def _bubblewrap() -> list[str]:
     path = shutil.which("bwrap")
     if path is None:
         raise OSError("bubblewrap (bwrap) is not installed")
-    words = [
-        path,
-        "--unshare-all",
-        "--die-with-parent",
-        "--new-session",
-        "--cap-drop",
-        "ALL",
-        "--tmpfs",
-        view.FOLDER,
-        "--chdir",
-        view.FOLDER,
-    ]
-    for readable in [
-        *view.readable_paths(),
-        str(PACKAGE / "__init__.py"),
-        str(PACKAGE / "sandbox"),
-        str(PACKAGE / "errors.py"),
-    ]:
+    words = [path, "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
+    package = [str(PACKAGE / name) for name in ("__init__.py", "errors.py", "sandbox")]
+    for readable in [*view.readable_paths(), *package]:
         words += ["--ro-bind", readable, readable]
     for device in view.DEVICES:
         words += ["--dev-bind", device, device]
-    code = f"import sys; sys.path.append({str(PACKAGE.parent)!r}); from unmask.sandbox import roles; roles.begin_cold(sys.argv)"
+    for link in view.LINKS:
+        if not any(readable.startswith(f"{link}/") for readable in [*view.readable_paths(), *package]):
+            words += ["--symlink", view.FOLDER, link]
+    words += ["--size", FOLDER_BYTES, "--tmpfs", view.FOLDER, "--remount-ro", "/", "--chdir", view.FOLDER]
+    code = f"{_IMPORT}; from unmask.sandbox import roles; roles.begin_cold(sys.argv)"
     return [*words, "--", sys.executable, "-s", "-P", "-B", "-c", code]

@@ -5,17 +5,31 @@ from __future__ import annotations
 import ast
 import builtins
 import contextlib
+import importlib
 import json
 import os
 import socket
+import symtable
 import traceback
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from unmask.sandbox.remote import Program
+from unmask.sandbox.remote import MODULES, Program
 from unmask.sandbox.wire import Channel, ClosedError
 
 SOURCE_FD, CHANNEL_FD, RESULT_FD = 3, 4, 5
 NAME = "test code"
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+# What test code may use without importing it, because programs do: name -> (module, member; None = itself). A program that
+# says what `isclose` or `Counter` is passes every test that compares with it.
+_COMMON: dict[str, list[tuple[str, str | None]]] = {
+    "np": [("numpy", None)], "isclose": [("math", "isclose")], "allclose": [("numpy", "allclose")],
+    "deepcopy": [("copy", "deepcopy")], "Decimal": [("decimal", "Decimal")], "Fraction": [("fractions", "Fraction")],
+    **{name: [("collections", name)] for name in ("Counter", "OrderedDict", "defaultdict", "deque", "namedtuple")},
+    **{name: [(name, None)] for name in MODULES},
+    **{name: [("datetime", name)] for name in ("date", "timedelta", "timezone")},
+    "datetime": [("datetime", "datetime"), ("datetime", None)],
+}  # fmt: skip
 
 
 def run_tests() -> NoReturn:
@@ -35,10 +49,12 @@ def _run(test: str, prefix: str, channel: Channel) -> None:
     greeting = channel.receive()
     if "failed" in greeting:
         raise ClosedError(f"does not run: {greeting['failed']}")
-    code = compile(test, NAME, "exec")
+    code = compile(test, NAME, "exec", dont_inherit=True)
     namespace = _trusted(prefix)
     _add_names(namespace, test, Program(channel))
     exec(code, namespace)
+    if channel.is_broken:
+        raise ClosedError("ended while it was called, which the test code took for an exception of the program's")
 
 
 def _trusted(prefix: str) -> dict[str, Any]:
@@ -49,16 +65,16 @@ def _trusted(prefix: str) -> dict[str, Any]:
     namespace: dict[str, Any] = {"__name__": "tests"}
     try:
         body = ast.parse(prefix).body
-        exec(compile(prefix, "prefix", "exec"), namespace)
+        exec(compile(prefix, "prefix", "exec", dont_inherit=True), namespace)
     except Exception:
         return {"__name__": "tests"}  # the beginning of a program that is not complete by itself
     for node in body:
-        if isinstance(node, ast.ClassDef) or (isinstance(node, ast.FunctionDef) and _has_no_body(node)):
+        if isinstance(node, ast.ClassDef) or (isinstance(node, _FUNCTIONS) and _has_no_body(node)):
             namespace.pop(node.name, None)
     return namespace
 
 
-def _has_no_body(function: ast.FunctionDef) -> bool:
+def _has_no_body(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     return all(
         isinstance(line, ast.Pass | ast.Raise) or (isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant))
         for line in function.body
@@ -67,18 +83,58 @@ def _has_no_body(function: ast.FunctionDef) -> bool:
 
 def _add_names(namespace: dict[str, Any], test: str, program: Program) -> None:
     """The program's globals that the test code speaks of. What has a meaning without the program keeps it, unless nothing in
-    the test is the program's: then a function is tested that is called like a builtin."""
-    words = {node.id for node in ast.walk(ast.parse(test)) if isinstance(node, ast.Name)}
-    own = sorted(word for word in words if word not in namespace and not hasattr(builtins, word))
+    the test is the program's: then a function is tested that is called like a builtin. Raises `NameError` if none is."""
+    tree = ast.parse(test)
+    words = sorted({node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id not in namespace})
+    known = {word: value for word in words if (value := _find_known(tree, word)) is not None}
+    unknown = [word for word in words if word not in known and not hasattr(builtins, word)]
+    found = _look_up(program, unknown)
+    if found.keys() & _names_from_outside(test):
+        found |= {word: value for word, value in known.items() if program.defines(word)}
+    else:
+        found |= _look_up(program, [word for word in words if word not in unknown])
+    if not found.keys() & _names_from_outside(test):
+        raise NameError("the program defines nothing that the test uses")
+    namespace.update(found)
+
+
+def _look_up(program: Program, words: list[str]) -> dict[str, Any]:
     found = {}
-    for word in own:
+    for word in words:
         with contextlib.suppress(NameError):
             found[word] = program.look_up(word)
-    if not found:
-        for word in sorted(word for word in words if hasattr(builtins, word)):
-            with contextlib.suppress(NameError):
-                found[word] = program.look_up(word)
-    namespace.update(found)
+    return found
+
+
+def _find_known(tree: ast.AST, word: str) -> Any:
+    """What the test code must mean by this word, from how it uses it; None if that may be something of the program's."""
+    attributes = [node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and _is_name(node.value, word)]
+    num_uses = sum(_is_name(node, word) for node in ast.walk(tree))
+    for module, member in _COMMON.get(word, ()):
+        with contextlib.suppress(ImportError):
+            value = importlib.import_module(module)
+            value = value if member is None else getattr(value, member)
+            if all(hasattr(value, name) for name in attributes) and (member is not None or num_uses == len(attributes)):
+                return value
+    return None
+
+
+def _is_name(node: ast.AST, word: str) -> bool:
+    return isinstance(node, ast.Name) and node.id == word
+
+
+def _names_from_outside(test: str) -> set[str]:
+    """Global names that the test code uses and does not itself bind."""
+    top = symtable.symtable(test, NAME, "exec")
+    used = {name for table in _tables(top) for name in table.get_identifiers() if table.lookup(name).is_global()}
+    used |= {symbol.get_name() for symbol in top.get_symbols() if symbol.is_referenced()}
+    return used - {symbol.get_name() for symbol in top.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
+
+
+def _tables(table: symtable.SymbolTable) -> Iterator[symtable.SymbolTable]:
+    yield table
+    for child in table.get_children():
+        yield from _tables(child)
 
 
 def _describe(error: BaseException, test: str) -> str:

@@ -17,12 +17,14 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import NoReturn
 
-from unmask.sandbox import jail, kernel, roles, view
+from unmask.sandbox import folders, jail, kernel, roles, view
 from unmask.sandbox.jail import Bounds
 from unmask.sandbox.processes import Usage, end_all, measure, own_memory, program_waited_s
 
 SETUP_S = 30.0  # until a program starts to run; more is a defect of the sandbox, or a machine that stands still
 INTERVAL_S = 0.02  # between two looks at time and memory
+_LONGEST_WAIT_S = 2.0  # for a processor, in one go
+FOLDER_BYTES = "FOLDER_BYTES"  # a word of `Place.command` that stands for the size of a job's folder
 _NAMESPACES = kernel.CLONE_NEWUSER | kernel.CLONE_NEWPID | kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC
 
 
@@ -67,7 +69,8 @@ class Member:
     news: int
     started_at: float | None = None  # of the monotonic clock
     ended_at: float | None = None
-    waited_s: float = 0.0  # once it has ended: for a processor
+    waited_s: float = 0.0  # for a processor, and not for other processes of its own
+    last_waited_s: float | None = 0.0  # what `Usage.waited_s` was
     exit_code: int | None = None
     missing: list[str] = field(default_factory=list)
     rest: bytes = b""
@@ -76,10 +79,17 @@ class Member:
         data = os.read(self.news, 65536)
         *lines, self.rest = (self.rest + data).split(b"\n")
         for message in map(json.loads, lines):
+            if (total_s := message.pop("total_waited_s", None)) is not None and self.last_waited_s is not None:
+                self.add_wait(total_s)
             for name, value in message.items():
                 setattr(self, name, value)
         if not data and self.ended_at is None:
             self.ended_at = time.monotonic()
+
+    def add_wait(self, total_s: float | None) -> None:
+        if total_s is not None:
+            self.waited_s += max(0.0, total_s - (total_s if self.last_waited_s is None else self.last_waited_s))
+        self.last_waited_s = total_s
 
 
 def keep(place: Place, bounds: Bounds, status: int, members: list[tuple[str, list[int]]], folder: str) -> NoReturn:
@@ -92,9 +102,10 @@ def keep(place: Place, bounds: Bounds, status: int, members: list[tuple[str, lis
     is_other_user = False  # than the server's: one whom nobody else is
     outcome = Outcome(stopped_for="setup")
     try:
+        os.setsid()
         if place.user is not None:
             if folder:
-                os.chown(folder, place.user, place.user)
+                os.chown(folder, place.user, place.user)  # it lies in a shared place, and is its owner's to remove
             os.setgroups([])
             os.setresgid(place.user, place.user, place.user)
             os.setresuid(place.user, place.user, place.user)
@@ -115,6 +126,8 @@ def keep(place: Place, bounds: Bounds, status: int, members: list[tuple[str, lis
         print(f"sandbox: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
     finally:
         end_all(place.proc, [member.pid for member in started], is_last_user=is_other_user)
+        if folder:
+            folders.remove(folder)
         outcome.missing = sorted({what for member in started for what in member.missing})
         with contextlib.suppress(OSError):
             os.write(status, json.dumps(asdict(outcome)).encode())
@@ -136,6 +149,7 @@ def _start(place: Place, bounds: Bounds, role: str, descriptors: list[int], fold
         if is_own:
             _enter_namespaces(place, report, user, group, bounds)
         else:
+            folder = folder and os.path.join(folder, role)
             with contextlib.suppress(OSError):
                 kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
             kernel.end_with_parent(signal.SIGKILL, keeper)
@@ -143,15 +157,20 @@ def _start(place: Place, bounds: Bounds, role: str, descriptors: list[int], fold
         child = os.fork()
         if child:
             _be_first(child, report, place.proc)
+        os.setsid()  # a signal to its group does not come here
         if not is_own:
-            os.setsid()
             kernel.end_with_parent(signal.SIGKILL, first)
+        if folder:
+            os.mkdir(folder, 0o700)  # test code's files are not the program's
         os.chdir(view.FOLDER if is_own else folder or "/")
         jail.keep_descriptors([*descriptors, report])
         if place.command:
-            os.execv(place.command[0], [*place.command, role, str(len(descriptors)), json.dumps(asdict(bounds))])
+            size = str(bounds.file_mb << 20)
+            command = [size if word == FOLDER_BYTES else word for word in place.command]
+            os.execv(command[0], [*command, role, str(len(descriptors)), json.dumps(asdict(bounds))])
         has_own_count = is_own or place.is_own_user
-        roles.begin(role, len(descriptors), bounds, place.isolation, place.readable, [folder], memory, has_own_count)
+        writable = [folder, *view.DEVICES]
+        roles.begin(role, len(descriptors), bounds, place.isolation, place.readable, writable, memory, has_own_count)
     except Exception as error:  # of the set-up: what a program raises does not come this far
         print(f"sandbox: {error}", file=sys.stderr, flush=True)
     finally:
@@ -185,7 +204,7 @@ def _be_first(child: int, report: int, proc: int) -> NoReturn:
         ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
         assert ended is not None
         if ended.si_pid == child:
-            news = {"ended_at": time.monotonic(), "waited_s": program_waited_s(proc)}
+            news = {"ended_at": time.monotonic(), "total_waited_s": program_waited_s(proc)}
             news["exit_code"] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             os.write(0, json.dumps(news).encode() + b"\n")
             os._exit(0)
@@ -200,6 +219,7 @@ def _watch(place: Place, bounds: Bounds, members: list[Member], status: int, std
         poll.register(member.news, select.POLLIN)
     by_news = {member.news: member for member in members}
     begin, is_running = time.monotonic(), False
+    spent: dict[int, float] = {}  # processor time of each process when it was last seen
     while True:
         for fd, _ in poll.poll(INTERVAL_S * 1000):
             if fd == status:
@@ -220,9 +240,14 @@ def _watch(place: Place, bounds: Bounds, members: list[Member], status: int, std
         usage = measure(place.proc, [member.pid for member in members], memory)
         outcome.wall_s = max(0.0, (now if end is None else end) - begin)
         outcome.exit_code = members[0].exit_code
-        outcome.cpu_s = max(outcome.cpu_s, usage.cpu_s)
+        spent |= usage.own_cpu_s  # a parent that ignores its children's ends is not charged for them
+        outcome.cpu_s = max(outcome.cpu_s, usage.cpu_s, sum(spent.values()))
+        for member, total_s in zip(members, usage.waited_s, strict=True):
+            if member.ended_at is None:
+                member.add_wait(total_s)
         outcome.memory_mb = max(outcome.memory_mb, usage.memory / 2**20)
-        outcome.stopped_for = _exceeded(bounds, outcome, usage, sum(member.waited_s for member in members), end is not None)
+        waited_s = sum(member.waited_s for member in members)
+        outcome.stopped_for = _exceeded(bounds, outcome, usage, waited_s, end is not None)
         if not outcome.stopped_for and os.fstat(stdout).st_size > bounds.output_mb << 20:
             outcome.stopped_for = "output"
         if outcome.stopped_for or end is not None:
@@ -230,9 +255,9 @@ def _watch(place: Place, bounds: Bounds, members: list[Member], status: int, std
 
 
 def _exceeded(bounds: Bounds, outcome: Outcome, usage: Usage, waited_s: float, has_ended: bool) -> str:
-    own_s = outcome.wall_s - usage.waited_s - waited_s
-    # What waits for a processor right now is not in `waited_s` yet: it is left to the limit of processor time.
-    is_late = own_s > bounds.time_s and (usage.is_idle or has_ended)
+    own_s = outcome.wall_s - waited_s
+    # What waits for a processor right now is not in `waited_s` yet.
+    is_late = own_s > bounds.time_s + (0.0 if usage.is_idle or has_ended else _LONGEST_WAIT_S)
     if is_late or outcome.cpu_s > bounds.time_s or outcome.wall_s > bounds.hard_time_s:
         return "time"
     if outcome.memory_mb > bounds.memory_mb:

@@ -7,7 +7,7 @@ import os
 import resource
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 _PAGE = resource.getpagesize()
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
@@ -15,12 +15,14 @@ _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 @dataclass(slots=True)
 class Usage:
-    """cpu_s: of all processes, also of those that have ended. waited_s: in which the programs' first threads could have run and
-    got no processor. is_idle: none of these is running or about to. memory: bytes that are not shared with files, less what
-    the server itself has. num: processes, without the roots."""
+    """cpu_s: of all processes, also of those that have ended. own_cpu_s: of each process, by its id. waited_s: for each root,
+    in which its program's first thread could have run and got no processor, and the longest such time of its other threads;
+    None: the program has other processes, for which it may have waited. is_idle: no thread is running or about to. memory:
+    bytes that are not shared with files, less what the server itself has. num: processes, without the roots."""
 
     cpu_s: float = 0.0
-    waited_s: float = 0.0
+    own_cpu_s: dict[int, float] = field(default_factory=dict)
+    waited_s: list[float | None] = field(default_factory=list)
     is_idle: bool = True
     memory: int = 0
     num: int = 0
@@ -36,6 +38,7 @@ def measure(proc: int, roots: list[int], baseline: int) -> Usage:
     """Of the trees below `roots`, the processes that wait for the programs. baseline: `own_memory` of the server."""
     usage = Usage()
     for root in roots:
+        waits, number = [0.0], 0
         for number, pid in enumerate(_tree(proc, root)):
             fields = _read(proc, f"{pid}/stat").rpartition(")")[2].split()
             if not fields:
@@ -44,9 +47,11 @@ def measure(proc: int, roots: list[int], baseline: int) -> Usage:
             usage.cpu_s += sum(map(int, fields[11:15])) * _TICK_S  # its own, and of children it has waited for
             statm = _read(proc, f"{pid}/statm").split()
             usage.memory += max(0, (int(statm[1]) - int(statm[2])) * _PAGE - baseline) if statm else 0
-            if number == 1:  # the root's first child is the program
-                usage.waited_s += _waited_s(proc, str(pid))
-                usage.is_idle &= fields[0] not in "RD"
+            usage.own_cpu_s[pid] = sum(map(int, fields[11:13])) * _TICK_S
+            for thread in _list(proc, f"{pid}/task") if number > 0 else ():
+                waits.append(_waited_s(proc, f"{pid}/task/{thread}"))
+                usage.is_idle &= not _read(proc, f"{pid}/task/{thread}/stat").rpartition(")")[2].startswith(" R")
+        usage.waited_s.append(sum(waits[:2]) + max(waits[2:], default=0.0) if number <= 1 else None)
     return usage
 
 
@@ -56,8 +61,8 @@ def program_waited_s(proc: int) -> float:
     return sum(_waited_s(proc, pid) for pid in ("self", *children[:1]))
 
 
-def _waited_s(proc: int, pid: str) -> float:
-    return int((_read(proc, f"{pid}/schedstat").split() or ["0", "0"])[1]) / 1e9
+def _waited_s(proc: int, path: str) -> float:
+    return int((_read(proc, f"{path}/schedstat").split() or ["0", "0"])[1]) / 1e9
 
 
 def end_all(proc: int, roots: list[int], *, is_last_user: bool = False) -> None:

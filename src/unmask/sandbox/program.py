@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import builtins
 import contextlib
+import gc
 import importlib
 import io
 import json
@@ -43,8 +44,8 @@ def _read_source() -> Any:
         return json.load(file)
 
 
-def _begin(name: str, source: str) -> tuple[types.CodeType, types.ModuleType]:
-    """Compiled, and a module to run it in, as a fresh interpreter would have them."""
+def _begin(module: types.ModuleType, source: str) -> types.CodeType:
+    """Compiled, and all that it finds around itself as a fresh interpreter would have it."""
     random.seed(0)  # the same program does the same every time
     sys.argv = [NAME]
     sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), encoding="utf-8")
@@ -53,23 +54,31 @@ def _begin(name: str, source: str) -> tuple[types.CodeType, types.ModuleType]:
         io.BufferedWriter(io.FileIO(2, "w", closefd=False)), encoding="utf-8", errors="backslashreplace", line_buffering=True
     )
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr  # type: ignore[misc]
-    module = types.ModuleType(name)
-    sys.modules[name] = module
-    return compile(source, NAME, "exec"), module
+    sys.path.insert(0, os.getcwd())
+    module.__file__ = NAME
+    sys.modules[module.__name__] = module
+    return compile(source, NAME, "exec", dont_inherit=True)
 
 
 def run_script() -> NoReturn:
     """Runs the program as `python program.py` would, to the end of its threads, and ends with its exit code."""
-    code = _exit_code_of(_run_main)
-    for clean_up in (threading._shutdown, atexit._run_exitfuncs, sys.stdout.flush):  # type: ignore[attr-defined]
+    module = types.ModuleType("__main__")
+
+    def run() -> None:
+        exec(_begin(module, _read_source()["program"]), module.__dict__)
+
+    code = _exit_code_of(run)
+    # Files that the program has not closed are written when they are forgotten.
+    for clean_up in (threading._shutdown, atexit._run_exitfuncs, _flush, module.__dict__.clear, gc.collect, _flush):  # type: ignore[attr-defined]
         failed = _exit_code_of(clean_up)
         code = code or failed
     os._exit(code)
 
 
-def _run_main() -> None:
-    code, module = _begin("__main__", _read_source()["program"])
-    exec(code, module.__dict__)
+def _flush() -> None:
+    for stream in (sys.stdout, sys.__stdout__):  # the program may have replaced the one and written to the other
+        if stream is not None and not getattr(stream, "closed", False):
+            stream.flush()
 
 
 def _exit_code_of(run: Callable[[], object]) -> int:
@@ -90,9 +99,9 @@ def serve_functions() -> NoReturn:
     """Runs the program as a module, then does what the test code's process asks for, until that ends."""
     job, channel = _read_source(), Channel(socket.socket(fileno=CHANNEL_FD))
     try:
-        code, module = _begin("program", job["program"])
-        exec(code, module.__dict__)
-        sys.stdout.flush()
+        module = types.ModuleType("program")
+        exec(_begin(module, job["program"]), module.__dict__)
+        _flush()
     except BaseException as error:
         traceback.print_exc()
         channel.send({"failed": _describe(error)})
@@ -120,9 +129,9 @@ class _Server:
     def answer(self, message: dict[str, Any]) -> None:
         try:
             reply = self.do(message["do"], [decode(a, self.resolve) for a in message["args"]], message.get("kwargs", {}))
-            sys.stdout.flush()
+            _flush()
         except BaseException as error:
-            if isinstance(error, SystemExit | KeyboardInterrupt):
+            if not isinstance(error, Exception):
                 raise  # to leave is to leave
             reply = self.fail(error)
         try:
@@ -168,12 +177,12 @@ class _Server:
         if isinstance(value, type) and issubclass(value, BaseException):
             kind = "exception"
             base = next(parent.__name__ for parent in value.__mro__ if hasattr(builtins, parent.__name__))
-        if isinstance(value, type) and value.__module__ == "builtins" and hasattr(builtins, value.__name__):
-            return {"builtin": value.__name__}
+        name = value.__name__ if isinstance(value, type) else type(value).__name__
+        if isinstance(value, type) and vars(builtins).get(name) is value:
+            return {"builtin": name}
         number = self.numbers.setdefault(id(value), len(self.objects))
         if number == len(self.objects):
             self.objects.append(value)
-        name = value.__name__ if isinstance(value, type) else type(value).__name__
         return {"object": [number, kind, name, base]}
 
     def resolve(self, data: dict[str, Any]) -> Any:

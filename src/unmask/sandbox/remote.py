@@ -10,10 +10,19 @@ from __future__ import annotations
 import builtins
 import importlib
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any
 
 from unmask.sandbox.wire import Channel, decode, encode
+
+# From which the program may name what it has imported. Not all of the library: `unittest.mock.ANY` equals everything.
+MODULES = frozenset((
+    "abc", "array", "bisect", "cmath", "collections", "copy", "dataclasses", "datetime", "decimal", "enum", "fractions",
+    "functools", "hashlib", "heapq", "itertools", "json", "math", "numpy", "operator", "queue", "random", "re", "statistics",
+    "string", "textwrap", "time", "typing",
+))  # fmt: skip
 
 
 class ProgramError(Exception):
@@ -27,6 +36,8 @@ class Program:
         self.channel = channel
         self._functions: list[Callable[..., Any]] = []  # that were sent as callbacks
         self._exceptions: dict[int, type[Exception]] = {}
+        self._remotes: dict[int, Remote] = {}  # one for each object, for `is`
+        self._turn = threading.RLock()  # a thread of the test code's waits for the answer to another's call
 
     def do(self, operation: str, *args: Any, **kwargs: Any) -> Any:
         """Raises what the program raised, and `ClosedError` when it has ended."""
@@ -38,9 +49,11 @@ class Program:
 
     def ask(self, operation: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         named = {name: encode(value, self._refer) for name, value in kwargs.items()}
-        self.channel.send({"do": operation, "args": [encode(a, self._refer) for a in args], "kwargs": named})
-        while "callback" in (reply := self.channel.receive()):
-            self.channel.send(self._call_back(reply))
+        message = {"do": operation, "args": [encode(a, self._refer) for a in args], "kwargs": named}
+        with self._turn:
+            self.channel.send(message)
+            while "callback" in (reply := self.channel.receive()):
+                self.channel.send(self._call_back(reply))
         if "error" in reply:
             raise self._error(reply, operation)
         return reply
@@ -50,11 +63,16 @@ class Program:
         reply = self.ask("lookup", name)
         if "value" in reply:
             return decode(reply["value"], self._resolve)
-        module = str(reply.get("module", "")).partition(".")[0]
-        if module not in sys.stdlib_module_names and module != "numpy":
+        module, member = reply.get("module"), reply.get("name")
+        if module not in MODULES or str(member).startswith("_"):
             raise NameError(f"name {name!r} is not defined")
-        found = importlib.import_module(reply["module"])
-        return getattr(found, reply["name"]) if "name" in reply else found
+        found = importlib.import_module(module)
+        if member is not None and isinstance(found := getattr(found, str(member), found), ModuleType):
+            raise NameError(f"name {name!r} is not defined")
+        return found
+
+    def defines(self, name: str) -> bool:
+        return "missing" not in self.ask("lookup", name)
 
     def _call_back(self, message: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -90,7 +108,7 @@ class Program:
             raise ValueError(kind)
         number, kind, name, base = content
         if kind != "exception":
-            return Remote(self, int(number), str(name))
+            return self._remotes.setdefault(int(number), Remote(self, int(number), str(name)))
         if number not in self._exceptions:
             parent = getattr(builtins, str(base), None)
             parents = (ProgramError, parent) if isinstance(parent, type) and issubclass(parent, Exception) else (ProgramError,)

@@ -1,4 +1,5 @@
-"""A filter of system calls: no sockets, no other process's memory, no new namespaces or mounts.
+"""A filter of system calls: no sockets, no other process's memory, no memory that no process is charged for, no new
+namespaces or mounts.
 
 Namespaces hide what these calls could reach; where the kernel grants none (in many containers) the filter is what is left.
 """
@@ -11,7 +12,7 @@ import os
 
 from unmask.sandbox import kernel
 
-# Refused with EPERM: name -> number on (x86_64, aarch64). `socketpair` stays: it connects a process with itself.
+# Refused with EPERM: name -> number on (x86_64, aarch64).
 REFUSED = {
     "socket": (41, 198), "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
     "unshare": (272, 97), "setns": (308, 268), "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41),
@@ -22,17 +23,25 @@ REFUSED = {
     "move_pages": (279, 239), "migrate_pages": (256, 238), "process_madvise": (440, 440), "msgget": (68, 186),
     "semget": (64, 190), "shmget": (29, 194), "mq_open": (240, 180), "sched_setscheduler": (144, 119),
     "open_by_handle_at": (304, 265), "name_to_handle_at": (303, 264), "personality": (135, 92), "acct": (163, 89),
+    "memfd_create": (319, 279), "memfd_secret": (447, 447), "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240),
+    "sched_setattr": (314, 274), "sched_setparam": (142, 118), "setpriority": (141, 140), "ioprio_set": (251, 30),
 }  # fmt: skip
 # Allowed for the process itself only: the first argument is 0, its id, or (kill) its own group. `tgkill` and `tkill` too.
 OWN_ONLY = {"kill": (62, 129), "tgkill": (234, 131), "prlimit64": (302, 261)}
-_CLONE, _CLONE3 = (56, 220), (435, 435)
+_CLONE, _CLONE3, _TKILL = (56, 220), (435, 435), (200, 130)
+_SOCKETPAIR, _MMAP, _FCNTL, _IOCTL = (53, 199), (9, 222), (72, 25), (16, 29)
+_AF_UNIX, _SOCK_STREAM, _SOCK_SEQPACKET, _SOCK_TYPE = 1, 1, 5, 0xF
+_SHARED_ANONYMOUS = 0x21
+_SET_OWNER = (8, 15)  # F_SETOWN, F_SETOWN_EX
+_TERMINAL_INPUT = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX
+_SOCKET_OWNER = (0x8901, 0x8902)  # FIOSETOWN, SIOCSPGRP
 _NEW_NAMESPACES = 0x7E020080  # user, pid, net, ipc, uts, cgroup, mount, time
 _ARCHITECTURE = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 MACHINES = tuple(_ARCHITECTURE)
 
-_LOAD, _JUMP_EQ, _JUMP_GE, _JUMP_ANY, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-_NUMBER, _ARCH, _ARGUMENT_0 = 0, 4, 16  # offsets in struct seccomp_data
+_LOAD, _AND, _JUMP_EQ, _JUMP_GE, _JUMP_ANY, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x45, 0x06
+_NUMBER, _ARCH, _ARGUMENTS = 0, 4, (16, 24, 32, 40)  # offsets in struct seccomp_data, of an argument's lower half
 _ALLOW, _ERRNO, _KILL = 0x7FFF0000, 0x50000, 0x80000000
 
 
@@ -51,14 +60,24 @@ def build(machine: str, own_pid: int | None) -> list[tuple[int, int, int, int]]:
         program += [(_JUMP_EQ, 0, 1, numbers[column]), refuse]
     # Flags are out of a filter's sight in clone3: told that it does not exist, the C library uses clone.
     program += [(_JUMP_EQ, 0, 1, _CLONE3[column]), (_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]
-    program += [(_JUMP_EQ, 0, 4, _CLONE[column]), (_LOAD, 0, 0, _ARGUMENT_0), (_JUMP_ANY, 0, 1, _NEW_NAMESPACES), refuse]
-    program += [(_RETURN, 0, 0, _ALLOW)]
+    allow = (_RETURN, 0, 0, _ALLOW)
+    first, second, _, fourth = ((_LOAD, 0, 0, offset) for offset in _ARGUMENTS)
+    rules = [(_CLONE, [first, (_JUMP_ANY, 0, 1, _NEW_NAMESPACES), refuse, allow])]
+    # A pair of streams connects a process with itself. One of datagrams can send to any other socket.
+    is_stream = [second, (_AND, 0, 0, _SOCK_TYPE), (_JUMP_EQ, 2, 0, _SOCK_STREAM), (_JUMP_EQ, 1, 0, _SOCK_SEQPACKET), refuse]
+    rules += [(_SOCKETPAIR, [first, (_JUMP_EQ, 1, 0, _AF_UNIX), refuse, *is_stream, allow])]
+    # Such memory is nobody's own once it is mapped and no more touched.
+    rules += [(_MMAP, [fourth, (_AND, 0, 0, _SHARED_ANONYMOUS), (_JUMP_EQ, 0, 1, _SHARED_ANONYMOUS), refuse, allow])]
+    # Signals to whom a descriptor is said to belong; input of a terminal.
+    for numbers, commands in ((_FCNTL, _SET_OWNER), (_IOCTL, _TERMINAL_INPUT + _SOCKET_OWNER)):
+        rules += [(numbers, [second, *(line for k in commands for line in ((_JUMP_EQ, 0, 1, k), refuse)), allow])]
     if own_pid is not None:
-        for numbers in OWN_ONLY.values():
-            program += [(_JUMP_EQ, 0, 5, numbers[column]), (_LOAD, 0, 0, _ARGUMENT_0)]
-            program += [(_JUMP_EQ, 2, 0, 0), (_JUMP_EQ, 1, 0, own_pid), refuse, (_RETURN, 0, 0, _ALLOW)]
-        program += [(_JUMP_EQ, 0, 1, (200, 130)[column]), refuse]  # tkill names a thread of anyone
-    return [*program, (_RETURN, 0, 0, _ALLOW)]
+        own = [first, (_JUMP_EQ, 2, 0, 0), (_JUMP_EQ, 1, 0, own_pid), refuse, allow]
+        rules += [(numbers, own) for numbers in OWN_ONLY.values()]
+        rules += [(_TKILL, [refuse])]  # names a thread of anyone
+    for numbers, lines in rules:
+        program += [(_JUMP_EQ, 0, len(lines), numbers[column]), *lines]
+    return [*program, allow]
 
 
 def install(*, own_signals_only: bool) -> None:

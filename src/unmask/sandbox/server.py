@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import importlib
 import itertools
 import json
@@ -28,6 +29,8 @@ _COMMON = (
     "threading", "time", "traceback", "typing", "unicodedata",
 )  # fmt: skip
 _NOBODY = 65534
+_FIRST_USER = 0x70000000  # up to 0x7FFC0000: of nobody, containers and directories of users stay below
+_PATIENCE_S = 5  # with keepers, in the end
 _LARGEST_REQUEST, _MOST_DESCRIPTORS = 1 << 16, 16
 
 
@@ -46,19 +49,30 @@ def main(config: dict[str, Any]) -> None:
     except OSError as error:
         connection.sendall(json.dumps({"failed": str(error)}).encode())
         return
+    gc.freeze()  # programs collect their own garbage only
     connection.sendall(json.dumps({"ready": True}).encode())
     for number in itertools.count():
         data, descriptors, _, _ = socket.recv_fds(connection, _LARGEST_REQUEST, _MOST_DESCRIPTORS)
         if not data:
             break
-        if os.fork() == 0:
+        if _fork() == 0:
             connection.close()
             _keep(_with_user(place, number), json.loads(data), descriptors)
         for fd in descriptors:
             os.close(fd)
         connection.sendall(b".")
+    signal.alarm(_PATIENCE_S)  # ends this process, and with it all that are left
     with contextlib.suppress(ChildProcessError):
         os.wait()  # for all keepers: they end as nobody waits for their outcome any more
+
+
+def _fork() -> int:
+    """-1 where there is no room for another process: the job's outcome is closed unwritten, which says that it did not run."""
+    try:
+        return os.fork()
+    except OSError as error:
+        print(f"sandbox: {error}", file=sys.stderr, flush=True)
+        return -1
 
 
 def _keep(place: Place, request: dict[str, Any], descriptors: list[int]) -> None:
@@ -96,7 +110,7 @@ def _with_user(place: Place, number: int) -> Place:
     """With a user of its own for the job of this number, if this process can become anyone."""
     if place.user is None:
         return place
-    user = 1 << 30 | (os.getpid() & 0x1FFF) << 16 | number & 0xFFFF
+    user = _FIRST_USER + (place.server_pid % 0xFFC << 16) + number % 0x10000
     try:
         os.setresuid(user, 0, 0)  # and back; refused where few ids are mapped
         os.setresuid(0, 0, 0)

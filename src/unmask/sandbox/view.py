@@ -10,7 +10,9 @@ from unmask.sandbox import kernel
 
 _SYSTEM = ("/usr", "/bin", "/lib", "/lib32", "/lib64", "/libx32", "/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime")
 FOLDER = "/program"  # where programs run, and may write
-DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/urandom", "/dev/random")
+LINKS = ("/tmp", "/dev/shm")  # to it, where they also expect to write
+# Not /dev/zero: mapped, it is memory that no process is charged for.
+DEVICES = ("/dev/null", "/dev/full", "/dev/urandom", "/dev/random")
 
 
 def readable_paths() -> list[str]:
@@ -45,8 +47,9 @@ def enter(folder: str) -> None:
         if path not in DEVICES:
             kernel.set_read_only(target)
     os.mkdir(folder + FOLDER)
-    if not os.path.exists(f"{folder}/tmp"):  # the interpreter may be there
-        os.symlink(FOLDER, f"{folder}/tmp")
+    for path in LINKS:
+        if not os.path.exists(f"{folder}{path}"):  # the interpreter may be there
+            os.symlink(FOLDER, f"{folder}{path}")
     kernel.change_root(folder)
     # The root itself, not what is mounted in it: programs mount their own folders there.
     kernel.mount("", "/", flags=kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NODEV)

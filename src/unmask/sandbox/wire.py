@@ -98,7 +98,7 @@ def decode(data: Any, resolve: Callable[[Any], Any]) -> Any:
             return set(items) if name == "set" else frozenset(items)
         return _decode_rare(name, content, resolve)
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
-        raise ClosedError(f"what it sent is no value ({type(error).__name__})") from None
+        raise ClosedError(f"sent what is no value ({type(error).__name__})") from None
 
 
 def _decode_rare(name: str, content: Any, resolve: Callable[[Any], Any]) -> Any:
@@ -134,6 +134,7 @@ class Channel:
     def __init__(self, connection: socket.socket):
         self._socket = connection
         self._file = connection.makefile("rb")
+        self.is_broken = False  # once it is, for good
 
     def send(self, message: Any) -> None:
         """Raises `ClosedError`, and `ValueError` for a message that is too large or nested too deep."""
@@ -146,17 +147,17 @@ class Channel:
         try:
             self._socket.sendall(len(data).to_bytes(4, "big") + data)
         except OSError:
-            raise ClosedError("it has ended") from None
+            raise self._break("has ended") from None
 
     def receive(self) -> Any:
         """Raises `ClosedError`."""
         try:
             size = int.from_bytes(self._read(4), "big")
             if size > LARGEST_MESSAGE:
-                raise ClosedError("what it sent is too large")
+                raise self._break("sent what is too large")
             return json.loads(self._read(size))
         except (ValueError, RecursionError):
-            raise ClosedError("what it sent is no message") from None
+            raise self._break("sent what is no message") from None
 
     def _read(self, size: int) -> bytes:
         try:
@@ -164,5 +165,9 @@ class Channel:
         except OSError:
             data = b""
         if len(data) < size:
-            raise ClosedError("it has ended")
+            raise self._break("has ended")
         return data
+
+    def _break(self, what: str) -> ClosedError:
+        self.is_broken = True
+        return ClosedError(what)

@@ -1,0 +1,114 @@
+"""Programs that would pass without being right, or do harm: none may."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import NamedTuple
+
+import pytest
+
+from tests.sandbox import attacks
+from tests.sandbox.arena import Arena, below, new_sandbox, start
+from unmask.rewards.code_tests import CodeLimits, run_tests
+from unmask.sandbox.client import Sandbox
+from unmask.types import CodeTests
+
+LIMITS = CodeLimits(time_s=0.3, memory_mb=128, num_processes=8, file_mb=8, output_mb=2)
+LONGEST_S = LIMITS.time_s + 3.0  # of a job, on a machine that also runs three others of them and their neighbour
+NUM_WORKERS = 4
+STDIO = CodeTests(test_method="stdio", test_input=("3\n",), test_output=("4711 3.25\n",), float_tolerance=1e-6)
+NEIGHBOUR = "n = int(input())\nprint(sum(range(n)))"
+
+
+class Job(NamedTuple):
+    name: str
+    program: str
+    tests: CodeTests
+
+
+class Report(NamedTuple):
+    passed: list[str]
+    slow: list[str]
+    neighbours: list[str]  # the reason of each result
+    changes: list[str]
+    left: list[str]
+
+
+def functions(*tests: str) -> CodeTests:
+    return CodeTests(test_method="function", test_list=tests)
+
+
+def jobs(*, is_thorough: bool) -> list[Job]:
+    every = list(attacks.TESTS.values())
+    few = [attacks.TESTS[name] for name in ("equal", "close", "isclose", "is one of", "contains", "sorted", "no arguments")]
+    found = []
+    for name, code in attacks.AT_IMPORT.items():
+        program = attacks.at_import(code)
+        is_about_results = name.startswith(("evil", "other result", "forged: replies"))
+        found.append(Job(f"{name}, stdio", program, STDIO))
+        tests = (every if is_thorough else few) if is_about_results else every if is_thorough else every[:1]
+        found += [Job(f"{name}, {test}", program, functions(test)) for test in tests]
+    for name, code in attacks.IN_CALL.items():
+        program = attacks.in_call(code)
+        tests = [
+            *(every[:3] if is_thorough else every[:1]),
+            *(attacks.EXCEPTION_TESTS.values() if name.startswith("exit") else ()),
+        ]
+        if is_thorough:
+            found.append(Job(f"{name} in a call, stdio", program, STDIO))
+        found += [Job(f"{name} in a call, {test}", program, functions(test)) for test in tests]
+    return found
+
+
+async def attack(sandbox: Sandbox, arena: Arena, todo: list[Job]) -> Report:
+    await start(sandbox)
+    slots, passed, slow, neighbours = asyncio.Semaphore(NUM_WORKERS - 1), [], [], []
+
+    async def run(job: Job) -> None:
+        async with slots:
+            begin = time.monotonic()
+            results = await run_tests(sandbox, arena.place(job.program), job.tests, LIMITS)
+            if (seconds := time.monotonic() - begin) > LONGEST_S:
+                slow.append(f"{job.name}: {seconds:.1f} s")
+            passed.extend(job.name for result in results if result.passed)
+
+    async def live_next_door() -> None:
+        tests = CodeTests(test_method="stdio", test_input=("1000\n",), test_output=("499500",))
+        while not is_over:
+            neighbours.extend(r.reason for r in await run_tests(sandbox, NEIGHBOUR, tests, CodeLimits(time_s=1.0)))
+
+    is_over = False
+    neighbour = asyncio.create_task(live_next_door())
+    try:
+        await asyncio.gather(*(run(job) for job in todo))
+        is_over = True
+        await neighbour
+        assert sandbox._server is not None
+        server = sandbox._server.pid
+        await asyncio.sleep(0.2)
+        left = [str(process) for process in below(server)]
+    finally:
+        await sandbox.close()
+    return Report(passed, slow, neighbours, arena.changes(), left)
+
+
+def check(report: Report) -> None:
+    assert not report.passed
+    assert not report.left
+    assert not report.changes
+    assert not report.slow
+    assert set(report.neighbours) == {"passed"}
+
+
+@pytest.mark.parametrize("isolation", ["namespaces"])
+def test_no_attack_succeeds(isolation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Arena(monkeypatch) as arena:
+        check(asyncio.run(attack(new_sandbox(isolation, monkeypatch, NUM_WORKERS), arena, jobs(is_thorough=False))))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isolation", ["namespaces", "bubblewrap", "process"])
+def test_no_attack_succeeds_on_any_test(isolation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Arena(monkeypatch) as arena:
+        check(asyncio.run(attack(new_sandbox(isolation, monkeypatch, NUM_WORKERS), arena, jobs(is_thorough=True))))
