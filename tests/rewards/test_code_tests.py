@@ -114,7 +114,7 @@ def test_reasons_say_what_happened() -> None:
     assert [result.passed for result in got] == [True, False, False, False]
     assert [result.reason for result in got[1:]] == [
         "AssertionError in assert f(1) == 3",
-        "NameError: name 'g' is not defined in assert g(1) == 2",
+        "NameError: the program defines nothing that the test uses",
         "TypeError: can only concatenate str (not \"int\") to str in assert f('1')",
     ]
 

@@ -176,7 +176,9 @@ def test_accuracy_and_pass_at_group(parts) -> None:
     for group, rewards in zip(groups, ((1.0, 0.5, 0.5, 0.0), (0.5, 0.5, 0.5, 0.5), (1.0, 1.0, 1.0, 1.0)), strict=True):
         for rollout, value in zip(group.rollouts, rewards, strict=True):
             rollout.reward = value
+    groups[0].rollouts[0].reward_parts, groups[1].rollouts[2].reward_parts = {"exact": 1.0, "length": 0.5}, {"exact": 0.5}
     metrics = rollout_metrics(Collected(groups, groups[:1], 2))
+    assert {name: value for name, value in metrics.items() if "/" in name} == {"reward/exact": 0.75, "reward/length": 0.5}
     assert metrics["accuracy"] == pytest.approx(5 / 12)
     assert metrics["pass_at_group"] == pytest.approx(2 / 3)
     assert (metrics["groups_without_signal"], metrics["groups_trained"], metrics["sampling_rounds"]) == (2, 1, 2)

@@ -160,7 +160,8 @@ if __name__ == "__main__":
     with RewardPool(Plugin(name=sys.argv[1], options={"num_workers": 2, "time_limit": 2.0})) as pool:
         [result() for result in [pool.submit(*rollout()) for _ in range(4)]]
         pool.submit(response("hang"), example())
-        time.sleep(0.2)
+        while len(pool.reward.pool._workers) < 3 or pool.reward.pool._idle.qsize() < 2:
+            time.sleep(0.01)  # one is at work
         try:
             print(*(worker._process.pid for worker in pool.reward.pool._workers), flush=True)
             time.sleep(60)

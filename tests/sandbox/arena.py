@@ -74,14 +74,20 @@ def _user(folder: Path) -> int:
 
 
 def below(server: int) -> list[Process]:
-    """Descendants of the server, and whatever runs as a user of the sandbox's."""
+    """Descendants of the server, and whatever runs as a user of the sandbox's and belongs to no other server."""
     everything = processes()
 
-    def is_below(process: Process) -> bool:
+    def ancestors(process: Process) -> list[Process]:
         parent = everything.get(process.parent)
-        return process.parent == server or (parent is not None and is_below(parent))
+        return [] if parent is None else [parent, *ancestors(parent)]
 
-    return [process for process in everything.values() if is_below(process) or process.user in USERS]
+    found = []
+    for process in everything.values():
+        above = ancestors(process)
+        is_others = any("unmask.sandbox import server" in parent.command and parent.pid != server for parent in above)
+        if any(parent.pid == server for parent in above) or (process.user in USERS and not is_others):
+            found.append(process)
+    return found
 
 
 class Arena:

@@ -84,7 +84,7 @@ def _are_one_list(between: str) -> bool:
 
 
 def _last_boxes(text: str, num: int) -> list[tuple[int, int, str]]:
-    """(start, end, content) of the last boxed answers with balanced braces last one first; of nested ones
+    """(start, end, content) of the last boxed answers with balanced braces, last one first; of nested ones
     the innermost."""
     ends = _closing_braces(text) if _BOXED.search(text) else {}
     found: list[tuple[int, int, str]] = []

@@ -46,17 +46,18 @@ class WorkerPool:
         self._idle: asyncio.Queue[_Worker] = asyncio.Queue()
         self._places = asyncio.Semaphore(num_workers)
         self._workers: set[_Worker] = set()
-        self._replacing: set[asyncio.Task[None]] = set()
+        self._starting: set[asyncio.Task[None]] = set()
         self._broken = ""
         self._is_closed = False
 
     async def start(self) -> None:
-        """All workers are ready then. Raises `UnmaskError` where one cannot be: an import that fails, for example."""
+        """`num_workers` are ready then. Raises `UnmaskError` where one cannot be: an import that fails, for example."""
         try:
-            await asyncio.gather(*(self._add_worker() for _ in range(self.num_workers + 1)))
+            await asyncio.gather(*(self._add_worker() for _ in range(self.num_workers)))
         except BaseException:
             await self.close()
             raise
+        self._begin_another()  # the one that stands by
 
     async def run(self, item: Any, time_limit: float) -> Result:
         """The result of one item. time_limit: seconds, from the moment that the worker begins with it.
@@ -80,9 +81,9 @@ class WorkerPool:
     async def close(self) -> None:
         """Ends all workers, also those at work."""
         self._is_closed = True
-        for task in self._replacing:
+        for task in self._starting:
             task.cancel()
-        await asyncio.gather(*self._replacing, return_exceptions=True)
+        await asyncio.gather(*self._starting, return_exceptions=True)
         for worker in self._workers:
             worker.kill()
         self._workers.clear()
@@ -107,11 +108,13 @@ class WorkerPool:
     def _replace(self, worker: _Worker) -> None:
         worker.kill()
         self._workers.discard(worker)
-        if self._is_closed:
-            return
+        if not self._is_closed:
+            self._begin_another()
+
+    def _begin_another(self) -> None:
         task = asyncio.create_task(self._add_again())
-        self._replacing.add(task)
-        task.add_done_callback(self._replacing.discard)
+        self._starting.add(task)
+        task.add_done_callback(self._starting.discard)
 
     async def _add_again(self) -> None:
         try:

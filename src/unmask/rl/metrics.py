@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -20,6 +20,7 @@ def rollout_metrics(collected: Collected) -> dict[str, float]:
         "reward_std": float(rewards.std()),
         "accuracy": float(np.mean([accuracy(group) for group in groups])),
         "pass_at_group": float(np.mean([accuracy(group) > 0 for group in groups])),
+        **part_means([rollout.reward_parts for group in groups for rollout in group.rollouts]),
         "num_groups": len(groups),
         "groups_without_signal": sum(not has_signal(group) for group in groups),
         "groups_trained": len(collected.kept),
@@ -28,6 +29,12 @@ def rollout_metrics(collected: Collected) -> dict[str, float]:
         "cut_share": sum(trace.finish_reason == "length" for trace in traces) / len(traces),
         "tokens_per_forward": num_tokens / max(1, sum(trace.num_forwards for trace in traces)),
     }
+
+
+def part_means(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of every sub-score over the responses that have it."""
+    names = dict.fromkeys(name for given in parts for name in given)
+    return {f"reward/{name}": float(np.mean([given[name] for given in parts if name in given])) for name in names}
 
 
 def update_metrics(stats: Sequence[dict[str, float]]) -> dict[str, float]:
