@@ -15,9 +15,11 @@ def example(answer: str | None = "7", question: str = "?") -> Example:
     return Example(id="q", messages=({"role": "user", "content": question},), answer=answer)
 
 
-def rollout(text: str, finish_reason: str = "stop", num_tokens: int = 1, pieces: Sequence[str] = ()) -> Rollout:
-    n = num_tokens
-    trace = Trace([], [5] * n, [0] * n, [0.0] * n, [0.0] * n, n, 4, 1, finish_reason)
+def rollout(
+    text: str, finish_reason: str = "stop", num_tokens: int = 1, pieces: Sequence[str] = (), step_map: Sequence[int] = ()
+) -> Rollout:
+    n = len(pieces) or num_tokens
+    trace = Trace([], [5] * n, list(step_map) or [0] * n, [0.0] * n, [0.0] * n, n, 4, 1, finish_reason)
     return Rollout(trace, text, pieces=list(pieces))
 
 

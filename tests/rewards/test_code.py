@@ -10,7 +10,7 @@ import urllib.request
 
 import pytest
 
-from tests.rewards.rollouts import make_rollout
+from tests.rewards.responses import rollout
 from unmask import UnmaskError
 from unmask.rewards.code import Code, extract_code
 from unmask.rewards.interface import Score
@@ -51,7 +51,7 @@ def score(text: str, finish: str = "stop", example: Example = EXAMPLE, **options
         reward.check(example)
         await reward.start()
         try:
-            return await reward(make_rollout(text, finish=finish), example)
+            return await reward(rollout(text, finish), example)
         finally:
             await reward.close()
 

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from tests.rewards.rollouts import make_rollout
+from tests.rewards.responses import rollout
 from unmask import UnmaskError
 from unmask.rewards.interface import Reward, Score
 from unmask.rewards.judge import Judge, agreed, chunk_ends, place, standardise
@@ -109,7 +109,7 @@ def test_the_reward_is_the_mean_vote(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("MY_KEY", "secret")
     says = ["I see \\boxed{0}, no: \\boxed{1}", "\\boxed{0}", "no verdict", "\\boxed{ 1.0 }"]
     with Server(lambda question, seed: says[seed]) as server:
-        (got,) = score(judge(server.url, tmp_path, votes=4, api_key_env="MY_KEY"), make_rollout("It is {answer}."))
+        (got,) = score(judge(server.url, tmp_path, votes=4, api_key_env="MY_KEY"), rollout("It is {answer}."))
     assert got[:2] == (pytest.approx(2 / 3), "votes 1 0 1")
     request = server.requests[0]
     assert (request["path"], request["key"], request["model"]) == ("/v1/chat/completions", "Bearer secret", "m")
@@ -124,17 +124,17 @@ def test_votes_are_scaled_and_bounded(tmp_path) -> None:
     says = ["Score: 8", "Score: 25", "Score: -3"]
     with Server(lambda question, seed: says[seed]) as server:
         made = judge(server.url, tmp_path, verdict=r"Score: (-?\d+)", best_vote=10.0)
-        (got,) = score(made, make_rollout("x"))
+        (got,) = score(made, rollout("x"))
     assert got.reward == pytest.approx((0.8 + 1 + 0) / 3)
 
 
 def test_answers_are_asked_for_once(tmp_path) -> None:
     with Server(lambda question, seed: "\\boxed{1}") as server:
-        first = score(judge(server.url, tmp_path), make_rollout("a"), make_rollout("b"))
+        first = score(judge(server.url, tmp_path), rollout("a"), rollout("b"))
         assert len(server.requests) == 6
-        assert score(judge(server.url, tmp_path), make_rollout("a"), make_rollout("b")) == first
+        assert score(judge(server.url, tmp_path), rollout("a"), rollout("b")) == first
         assert len(server.requests) == 6
-        score(judge(server.url, tmp_path, temperature=0.5), make_rollout("a"))  # another question
+        score(judge(server.url, tmp_path, temperature=0.5), rollout("a"))  # another question
         assert len(server.requests) == 9
 
 
@@ -142,7 +142,7 @@ def test_answers_are_asked_for_once(tmp_path) -> None:
 def test_trouble_is_retried(tmp_path, trouble) -> None:
     count = iter(range(100))
     with Server(lambda question, seed: trouble if next(count) < 2 else "\\boxed{1}") as server:
-        (got,) = score(judge(server.url, tmp_path, votes=1), make_rollout("a"))
+        (got,) = score(judge(server.url, tmp_path, votes=1), rollout("a"))
     assert (got.reward, len(server.requests)) == (1.0, 3)
 
 
@@ -150,28 +150,28 @@ def test_no_answer_ends_the_run(tmp_path) -> None:
     """It is not a score of 0: the response is not at fault."""
     with Server(lambda question, seed: 500) as server:
         with pytest.raises(UnmaskError, match="no answer from the judge"):
-            score(judge(server.url, tmp_path, max_retries=1, votes=1), make_rollout("a"))
+            score(judge(server.url, tmp_path, max_retries=1, votes=1), rollout("a"))
         assert len(server.requests) == 2
     with pytest.raises(UnmaskError, match="no answer from the judge"):
-        score(judge("http://127.0.0.1:9/v1", tmp_path, max_retries=0), make_rollout("a"))
+        score(judge("http://127.0.0.1:9/v1", tmp_path, max_retries=0), rollout("a"))
 
 
 @pytest.mark.parametrize(("limit", "value", "sent"), [("max_requests", 4, 4), ("max_tokens", 250, 3)])
 def test_the_budget(tmp_path, limit: str, value: int, sent: int) -> None:
     with Server(lambda question, seed: "\\boxed{1}") as server:
         with pytest.raises(UnmaskError, match=f"{limit} is {value}"):
-            score(judge(server.url, tmp_path, votes=6, max_concurrent=1, **{limit: value}), make_rollout("a"))
+            score(judge(server.url, tmp_path, votes=6, max_concurrent=1, **{limit: value}), rollout("a"))
         assert len(server.requests) == sent
-        score(judge(server.url, tmp_path, votes=sent), make_rollout("a"))
+        score(judge(server.url, tmp_path, votes=sent), rollout("a"))
         assert len(server.requests) == sent  # what was paid for is kept
 
 
 def test_rate_and_number_at_a_time(tmp_path) -> None:
     with Server(lambda question, seed: "\\boxed{1}") as server:
-        score(judge(server.url, tmp_path, votes=12, max_concurrent=2), make_rollout("a"))
+        score(judge(server.url, tmp_path, votes=12, max_concurrent=2), rollout("a"))
         assert server.most_at_once == 2
         server.times.clear()
-        score(judge(server.url, tmp_path, votes=5, requests_per_minute=1200.0), make_rollout("b"))
+        score(judge(server.url, tmp_path, votes=5, requests_per_minute=1200.0), rollout("b"))
     assert server.times[-1] - server.times[0] > 4 * 0.05 * 0.8
 
 
@@ -186,7 +186,7 @@ def test_chunks(tmp_path) -> None:
         return {"ab": "\\boxed{0}", "cd": f"\\boxed{{{seed % 2}}}", "right": "\\boxed{1}"}[chunk]
 
     with Server(answer) as server:
-        (got,) = score(judge(server.url, tmp_path, chunk_tokens=2), make_rollout("abcdright", pieces, step_map))
+        (got,) = score(judge(server.url, tmp_path, chunk_tokens=2), rollout("abcdright", pieces=pieces, step_map=step_map))
     assert got.reward == 1.0
     assert got.token_rewards == [0.0, 0.0, 0.0, 1.0, 1.0]  # 0 at token 0; the outcome, 1, at token 3; 1 at token 4
     assert got.reason == "the outcome; votes 0 0 0; 0 1 0; 1 1 1"
@@ -196,7 +196,7 @@ def test_chunks(tmp_path) -> None:
 
 def test_chunks_are_standardised_over_the_group(tmp_path) -> None:
     made = judge("http://unused/v1", tmp_path, chunk_tokens=2)
-    rollouts = [make_rollout("", ["x"] * n, list(range(n))) for n in (4, 3, 2)]
+    rollouts = [rollout("", pieces=["x"] * n, step_map=range(n)) for n in (4, 3, 2)]
     scores = [Score(1.0, "", [0.0, 1.0, 0.0, 0.5]), Score(0.0, "", [0.0, 0.0, 1.0]), Score(0.0, "", [0.0, 0.5])]
     got = [s.token_rewards for s in made.finish_group(rollouts, scores)]
     first = (np.array([1.0, 0.0, 0.5]) - 0.5) / np.std([1.0, 0.0, 0.5])
@@ -223,4 +223,4 @@ def test_bad_options(options: dict) -> None:
 def test_a_cache_that_is_none(tmp_path) -> None:
     (tmp_path / "cache").write_text("")
     with pytest.raises(UnmaskError, match="cannot be used as the judge's cache"):
-        score(judge("http://unused/v1", tmp_path), make_rollout("a"))
+        score(judge("http://unused/v1", tmp_path), rollout("a"))
