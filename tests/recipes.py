@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -84,8 +85,10 @@ def unmask(*words: object) -> Finished:
     return Finished(code, out.getvalue(), err.getvalue())
 
 
-def start(*words: object) -> subprocess.Popen[str]:
-    """The command in a process of its own, as a user runs it."""
-    command = [sys.executable, "-m", "unmask", *map(str, words)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+def start(*words: object, **environment: str) -> subprocess.Popen[str]:
+    """The command in a process of its own, as a user runs it; Ctrl-C is not ignored, as it is by a shell's background jobs."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "unmask", *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip

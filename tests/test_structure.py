@@ -16,7 +16,7 @@ PACKAGE = ROOT / "src" / "unmask"
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"quickstart"},
+    {"lm_harness", "quickstart"},
     {"launch"},
     {"evaluate", "viewer"},
     {"rl"},
@@ -35,6 +35,7 @@ OPTIONAL = {
     "math_verify": "rewards/equality.py",
     "sympy": "rewards/equality.py",
     "matplotlib": "viewer/picture.py",
+    "lm_eval": "lm_harness.py",
     "openai": "rewards/chat_endpoint.py",
     "tensorboard": "train/sinks.py",
     "wandb": "train/sinks.py",

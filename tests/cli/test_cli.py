@@ -16,7 +16,20 @@ import pytest
 from tests.recipes import RL, SFT, unmask, write_recipe
 from unmask.train.checkpoint import list_checkpoints
 
-COMMANDS = ("quickstart", "sft", "rl", "eval", "generate", "inspect", "checkpoint", "sandbox", "view", "plot", "data")
+COMMANDS = (
+    "quickstart",
+    "sft",
+    "rl",
+    "eval",
+    "lm-eval",
+    "generate",
+    "inspect",
+    "checkpoint",
+    "sandbox",
+    "view",
+    "plot",
+    "data",
+)
 
 
 def test_help_is_quick_and_loads_no_torch() -> None:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
 from tests.data.shared import SHARED, examples, needs_shared, questions, write_rows
-from tests.recipes import SFT, unmask, write_recipe
+from tests.recipes import SFT, start, unmask, write_recipe
 from unmask.data.chat import ChatTokenizer
 
 
@@ -118,13 +115,12 @@ def test_a_conversion_replaces_nothing_unasked(tmp_path) -> None:
 
 def test_an_interrupted_conversion_leaves_nothing(tmp_path) -> None:
     out = tmp_path / "out" / "rows.jsonl"
-    command = [sys.executable, "-m", "unmask", "data", "convert", "chained_arithmetic", str(out), "size=100000000"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    deadline = time.monotonic() + 60
-    while not list(out.parent.glob(".*")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    with start("data", "convert", "chained_arithmetic", out, "size=100000000") as process:
+        deadline = time.monotonic() + 60
+        while not list(out.parent.glob(".*")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
     assert (process.returncode, "Traceback" in said) == (130, False)
     assert list(out.parent.iterdir()) == []
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import urllib.request
 
-from tests.recipes import unmask
+from tests.recipes import start, unmask
 
 
 def test_check() -> None:
@@ -20,17 +17,16 @@ def test_check() -> None:
 
 
 def test_serve_until_interrupted() -> None:
-    command = [sys.executable, "-m", "unmask", "sandbox", "serve", "--port", "0"]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "UNMASK_SANDBOX_TOKEN": ""})
-    assert server.stdout is not None
-    assert server.stdout.readline().startswith("code sandbox: ")
-    url = server.stdout.readline().removeprefix("listening on ").strip()
-    job = {"program": "print(1)", "tests": {"test_method": "stdio", "test_input": [""], "test_output": ["1"]}, "limits": {}}
-    with urllib.request.urlopen(f"{url}/run", json.dumps(job).encode(), timeout=60) as reply:
-        assert json.load(reply) == {"results": [[True, "passed"]]}
-    server.send_signal(signal.SIGINT)
-    assert server.wait(30) == 130
-    server.stdout.close()
+    with start("sandbox", "serve", "--port", "0", UNMASK_SANDBOX_TOKEN="") as server:
+        assert server.stdout is not None
+        assert server.stdout.readline().startswith("code sandbox: ")
+        url = server.stdout.readline().removeprefix("listening on ").strip()
+        tests = {"test_method": "stdio", "test_input": [""], "test_output": ["1"]}
+        job = {"program": "print(1)", "tests": tests, "limits": {}}
+        with urllib.request.urlopen(f"{url}/run", json.dumps(job).encode(), timeout=60) as reply:
+            assert json.load(reply) == {"results": [[True, "passed"]]}
+        server.send_signal(signal.SIGINT)
+        assert server.wait(30) == 130
 
 
 def test_an_open_door_is_refused(monkeypatch) -> None:

@@ -15,6 +15,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import typer.main
@@ -86,6 +87,11 @@ def test_commands(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             case ["unmask", "quickstart", *_]:
                 monkeypatch.setattr("unmask.quickstart.stages.run_quickstart", lambda seed, folder, settings: 0)
                 run_unmask(words[1:])
+            case ["unmask", "lm-eval", *arguments]:  # needs the network
+                given: list[list[str]] = []
+                monkeypatch.setitem(sys.modules, "unmask.lm_harness", SimpleNamespace(main=given.append))
+                run_unmask(["lm-eval", *arguments])
+                assert given == [arguments]
             case ["unmask", *arguments]:
                 run_unmask(arguments)
             case _:

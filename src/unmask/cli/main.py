@@ -108,6 +108,16 @@ def evaluate(
     run_eval(checkpoint, words, output, dry_run, tasks=names[0], modes=names[1], overwrite=overwrite)
 
 
+@app.command("lm-eval", context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+def lm_eval(context: typer.Context) -> None:
+    """lm-evaluation-harness (extra lm-eval) with our models as the model type unmask; all arguments are its own."""
+    try:
+        from unmask.lm_harness import main
+    except ImportError as error:
+        raise UnmaskError(f"needs the extra lm-eval: pip install 'unmask[lm-eval]' ({error})") from None
+    main(context.args)
+
+
 @app.command()
 def generate(
     checkpoint: Checkpoint,
