@@ -28,7 +28,7 @@ _COMMON: dict[str, list[tuple[str, str | None]]] = {
     **{name: [("collections", name)] for name in ("Counter", "OrderedDict", "defaultdict", "deque", "namedtuple")},
     **{name: [(name, None)] for name in MODULES},
     **{name: [("datetime", name)] for name in ("date", "timedelta", "timezone")},
-    "datetime": [("datetime", "datetime"), ("datetime", None)],
+    "datetime": [("datetime", None), ("datetime", "datetime")],
 }  # fmt: skip
 
 

@@ -30,6 +30,9 @@ def _remove_entry(root: int, name: str, numbers: itertools.count[int]) -> bool:
         if not stat.S_ISDIR(os.lstat(name, dir_fd=root).st_mode):
             os.unlink(name, dir_fd=root)
             return True
+        with contextlib.suppress(OSError):
+            os.rmdir(name, dir_fd=root)
+            return True
         _open_up(root, name)
         folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=root)
         try:

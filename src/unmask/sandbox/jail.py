@@ -74,7 +74,7 @@ def close(isolation: str, readable: list[str], writable: list[str]) -> list[str]
     for what, give_up in (
         ("capabilities", kernel.drop_capabilities),
         ("files (landlock)", lambda: None if has_namespaces else landlock.restrict(readable, writable)),
-        ("system calls (seccomp)", lambda: seccomp.install(own_signals_only=not has_namespaces)),
+        ("system calls (seccomp)", lambda: seccomp.install(has_namespaces=has_namespaces)),
     ):
         try:
             give_up()

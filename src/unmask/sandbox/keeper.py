@@ -126,11 +126,12 @@ def keep(place: Place, bounds: Bounds, status: int, members: list[tuple[str, lis
         print(f"sandbox: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
     finally:
         end_all(place.proc, [member.pid for member in started], is_last_user=is_other_user)
-        if folder:
-            folders.remove(folder)
         outcome.missing = sorted({what for member in started for what in member.missing})
         with contextlib.suppress(OSError):
             os.write(status, json.dumps(asdict(outcome)).encode())
+        os.close(status)
+        if folder:
+            folders.remove(folder)  # which takes its time where a program has made very many files
         os._exit(0)
 
 

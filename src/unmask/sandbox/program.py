@@ -68,17 +68,25 @@ def run_script() -> NoReturn:
         exec(_begin(module, _read_source()["program"]), module.__dict__)
 
     code = _exit_code_of(run)
-    # Files that the program has not closed are written when they are forgotten.
-    for clean_up in (threading._shutdown, atexit._run_exitfuncs, _flush, module.__dict__.clear, gc.collect, _flush):  # type: ignore[attr-defined]
+    # Files that the program has not closed are written when they are forgotten; its own stream may need what is forgotten then.
+    endings = (threading._shutdown, atexit._run_exitfuncs, _flush, module.__dict__.clear, gc.collect, _flush_original)  # type: ignore[attr-defined]
+    for clean_up in endings:
         failed = _exit_code_of(clean_up)
         code = code or failed
     os._exit(code)
 
 
 def _flush() -> None:
-    for stream in (sys.stdout, sys.__stdout__):  # the program may have replaced the one and written to the other
-        if stream is not None and not getattr(stream, "closed", False):
-            stream.flush()
+    stream = sys.stdout
+    if stream is not None and not getattr(stream, "closed", False):
+        stream.flush()
+    _flush_original()
+
+
+def _flush_original() -> None:
+    stream = sys.__stdout__  # the program may have replaced `sys.stdout` and written to this
+    if stream is not None and not stream.closed:
+        stream.flush()
 
 
 def _exit_code_of(run: Callable[[], object]) -> int:

@@ -28,6 +28,14 @@ REFUSED = {
 }  # fmt: skip
 # Allowed for the process itself only: the first argument is 0, its id, or (kill) its own group. `tgkill` and `tkill` too.
 OWN_ONLY = {"kill": (62, 129), "tgkill": (234, 131), "prlimit64": (302, 261)}
+# Refused where programs may run as a user who owns files: Landlock keeps them from a file's content, not from its mode.
+METADATA: dict[str, tuple[int | None, int | None]] = {
+    "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452), "chown": (92, None),
+    "fchown": (93, 55), "lchown": (94, None), "fchownat": (260, 54), "utime": (132, None), "utimes": (235, None),
+    "futimesat": (261, None), "utimensat": (280, 88), "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7),
+    "removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16), "setxattrat": (463, 463),
+    "removexattrat": (466, 466), "file_setattr": (469, 469),
+}  # fmt: skip
 _CLONE, _CLONE3, _TKILL = (56, 220), (435, 435), (200, 130)
 _SOCKETPAIR, _MMAP, _FCNTL, _IOCTL = (53, 199), (9, 222), (72, 25), (16, 29)
 _AF_UNIX, _SOCK_STREAM, _SOCK_SEQPACKET, _SOCK_TYPE = 1, 1, 5, 0xF
@@ -46,7 +54,8 @@ _ALLOW, _ERRNO, _KILL = 0x7FFF0000, 0x50000, 0x80000000
 
 
 def build(machine: str, own_pid: int | None) -> list[tuple[int, int, int, int]]:
-    """BPF instructions (code, jump if true, jump if false, k). own_pid: signals to others are refused; None = they are not.
+    """BPF instructions (code, jump if true, jump if false, k). own_pid: there are no namespaces: signals to others than this
+    process are refused, and changes of a file's mode, owner and times.
 
     Raises `OSError` for a machine whose numbers are not known.
     """
@@ -62,6 +71,7 @@ def build(machine: str, own_pid: int | None) -> list[tuple[int, int, int, int]]:
     program += [(_JUMP_EQ, 0, 1, _CLONE3[column]), (_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]
     allow = (_RETURN, 0, 0, _ALLOW)
     first, second, _, fourth = ((_LOAD, 0, 0, offset) for offset in _ARGUMENTS)
+    rules: list[tuple[tuple[int | None, int | None], list[tuple[int, int, int, int]]]]
     rules = [(_CLONE, [first, (_JUMP_ANY, 0, 1, _NEW_NAMESPACES), refuse, allow])]
     # A pair of streams connects a process with itself. One of datagrams can send to any other socket.
     is_stream = [second, (_AND, 0, 0, _SOCK_TYPE), (_JUMP_EQ, 2, 0, _SOCK_STREAM), (_JUMP_EQ, 1, 0, _SOCK_SEQPACKET), refuse]
@@ -74,15 +84,16 @@ def build(machine: str, own_pid: int | None) -> list[tuple[int, int, int, int]]:
     if own_pid is not None:
         own = [first, (_JUMP_EQ, 2, 0, 0), (_JUMP_EQ, 1, 0, own_pid), refuse, allow]
         rules += [(numbers, own) for numbers in OWN_ONLY.values()]
-        rules += [(_TKILL, [refuse])]  # names a thread of anyone
-    for numbers, lines in rules:
-        program += [(_JUMP_EQ, 0, len(lines), numbers[column]), *lines]
+        rules += [(numbers, [refuse]) for numbers in (_TKILL, *METADATA.values())]  # tkill names a thread of anyone
+    for either, lines in rules:
+        if (number := either[column]) is not None:
+            program += [(_JUMP_EQ, 0, len(lines), number), *lines]
     return [*program, allow]
 
 
-def install(*, own_signals_only: bool) -> None:
+def install(*, has_namespaces: bool) -> None:
     """For this process and all it starts, for good. Raises `OSError`. `PR_SET_NO_NEW_PRIVS` has been set."""
-    instructions = build(kernel.machine, os.getpid() if own_signals_only else None)
+    instructions = build(kernel.machine, None if has_namespaces else os.getpid())
 
     class Instruction(ctypes.Structure):
         _fields_ = (("code", ctypes.c_uint16), ("jt", ctypes.c_uint8), ("jf", ctypes.c_uint8), ("k", ctypes.c_uint32))
