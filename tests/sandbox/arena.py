@@ -16,9 +16,9 @@ import pytest
 
 from unmask.errors import UnmaskError
 from unmask.sandbox.client import Sandbox
+from unmask.sandbox.server import _FIRST_USER
 
 ROOT = Path(__file__).parents[2]
-USERS = range(0x70000000, 0x7FFC0000)  # of the programs, where the server is root
 
 
 def new_sandbox(isolation: str, monkeypatch: pytest.MonkeyPatch, num_workers: int = 4) -> Sandbox:
@@ -74,14 +74,19 @@ def _user(folder: Path) -> int:
 
 
 def below(server: int) -> list[Process]:
-    """Descendants of the server, and whatever runs as a user of the sandbox's."""
+    """Descendants of the server, and whatever runs as one of its users."""
     everything = processes()
+    first_user = _FIRST_USER + (server % 0xFFC << 16)
 
     def is_below(process: Process) -> bool:
         parent = everything.get(process.parent)
         return process.parent == server or (parent is not None and is_below(parent))
 
-    return [process for process in everything.values() if is_below(process) or process.user in USERS]
+    return [
+        process
+        for process in everything.values()
+        if is_below(process) or process.user in range(first_user, first_user + 0x10000)
+    ]
 
 
 class Arena:
