@@ -16,9 +16,9 @@ import pytest
 
 from unmask.errors import UnmaskError
 from unmask.sandbox.client import Sandbox
+from unmask.sandbox.server import _FIRST_USER
 
 ROOT = Path(__file__).parents[2]
-USERS = range(0x70000000, 0x7FFC0000)  # of the programs, where the server is root
 
 
 def new_sandbox(isolation: str, monkeypatch: pytest.MonkeyPatch, num_workers: int = 4) -> Sandbox:
@@ -74,20 +74,19 @@ def _user(folder: Path) -> int:
 
 
 def below(server: int) -> list[Process]:
-    """Descendants of the server, and whatever runs as a user of the sandbox's and belongs to no other server."""
+    """Descendants of the server, and whatever runs as one of its users."""
     everything = processes()
+    first_user = _FIRST_USER + (server % 0xFFC << 16)
 
-    def ancestors(process: Process) -> list[Process]:
+    def is_below(process: Process) -> bool:
         parent = everything.get(process.parent)
-        return [] if parent is None else [parent, *ancestors(parent)]
+        return process.parent == server or (parent is not None and is_below(parent))
 
-    found = []
-    for process in everything.values():
-        above = ancestors(process)
-        is_others = any("unmask.sandbox import server" in parent.command and parent.pid != server for parent in above)
-        if any(parent.pid == server for parent in above) or (process.user in USERS and not is_others):
-            found.append(process)
-    return found
+    return [
+        process
+        for process in everything.values()
+        if is_below(process) or process.user in range(first_user, first_user + 0x10000)
+    ]
 
 
 class Arena:

@@ -136,9 +136,11 @@ def run(isolation: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     async def everything() -> dict[str, str]:
         sandbox = new_sandbox(isolation, monkeypatch, 2)
         await start(sandbox)
-        async with sandbox:
+        try:
             todo = (run_tests(sandbox, program, tests, CodeLimits(time_s=2.0)) for _, program, tests in cases)
             results = await asyncio.gather(*todo)
+        finally:
+            await sandbox.close()
         return {name: r.reason for (name, _, _), (r,) in zip(cases, results, strict=True) if not r.passed}
 
     return asyncio.run(everything())
