@@ -76,12 +76,13 @@ def test_responses_are_scored_at_the_same_time_as_others_and_as_the_caller(slow)
 
 
 def test_leaving_does_not_wait_for_scores_that_nobody_wants(slow) -> None:
+    before = threading.active_count()
     with RewardPool(slow) as pool:
         result = pool.submit(*rollout())
     assert pool.reward.events[-1] == "closed"
     with pytest.raises(CancelledError):
         result()
-    assert not [thread for thread in threading.enumerate() if thread.name == "unmask rewards"]
+    assert threading.active_count() == before
 
 
 def test_a_pool_starts_by_itself() -> None:
@@ -149,29 +150,39 @@ def test_what_a_reward_raises_names_the_example() -> None:
     assert error.value.__notes__ == ["while Fails scored a response to example q"]
 
 
-# Starts workers, says their process ids, and waits. One of them is at work on what holds the interpreter's lock for hours.
+# Starts workers, gives two of them what does not end, and says the process ids: first of one that runs Python code, then of one
+# that holds the interpreter's lock, then of the one that stands by.
 PARENT = """
 import signal, sys, time
 from tests.rl.test_scoring import RewardPool, Plugin, rollout
 from tests.rewards.responses import example, rollout as response
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits that it is ignored
-    with RewardPool(Plugin(name=sys.argv[1], options={"num_workers": 2, "time_limit": 2.0})) as pool:
-        [result() for result in [pool.submit(*rollout()) for _ in range(4)]]
-        pool.submit(response("hang"), example())
-        while len(pool.reward.pool._workers) < 3 or pool.reward.pool._idle.qsize() < 2:
-            time.sleep(0.01)  # one is at work
+    with RewardPool(Plugin(name=sys.argv[1], options={"num_workers": 3, "time_limit": 5.0})) as pool:
+        pool.submit(*rollout())()
+        workers = pool.reward.pool
+        while workers._idle.qsize() < 4:
+            time.sleep(0.01)
+        busy = []
+        for text in sys.argv[2:]:
+            before = set(workers._idle._queue)
+            pool.submit(response(text), example())
+            while len(before - set(workers._idle._queue)) < 1:
+                time.sleep(0.01)
+            busy += before - set(workers._idle._queue)
+        time.sleep(0.3)
         try:
-            print(*(worker._process.pid for worker in pool.reward.pool._workers), flush=True)
+            print(*(worker._process.pid for worker in [*busy, *workers._idle._queue]), flush=True)
             time.sleep(60)
         except KeyboardInterrupt:
             print(pool.submit(*rollout())().reward, flush=True)
 """
 REWARD = """
 def f(rollout, example):
-    if rollout.text == "hang":
-        while True:
-            9 ** 9 ** 9
+    while rollout.text == "loop":
+        pass
+    while rollout.text == "lock":
+        9 ** 9 ** 9
     return 1.0
 """
 
@@ -182,7 +193,7 @@ def parent(tmp_path):
     script.write_text(PARENT)
     (tmp_path / "reward.py").write_text(REWARD)
     path = os.pathsep.join(["src", "."])
-    command = [sys.executable, script, f"{tmp_path / 'reward.py'}:f"]
+    command = [sys.executable, script, f"{tmp_path / 'reward.py'}:f", "loop", "lock"]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path},
         start_new_session=True,
@@ -202,19 +213,25 @@ def is_alive(pid: int) -> bool:
 
 
 def test_workers_end_with_their_parent(parent) -> None:
-    workers = [int(word) for word in parent.stdout.readline().split()]
-    assert len(workers) == 3
-    assert all(map(is_alive, workers))
+    """At once, if they can; one that holds the interpreter's lock half a second after its time limit."""
+    loop, lock, *idle = (int(word) for word in parent.stdout.readline().split())
+    assert len(idle) == 2
+    assert all(map(is_alive, [loop, lock, *idle]))
     parent.kill()
-    deadline = time.monotonic() + 20
-    while any(map(is_alive, workers)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(map(is_alive, workers))
+    for pids, seconds in (([loop, *idle], 5), ([lock], 10)):
+        deadline = time.monotonic() + seconds
+        while any(map(is_alive, pids)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not any(map(is_alive, pids))
 
 
 def test_control_c_is_for_the_parent(parent) -> None:
     """A terminal sends it to the whole group; workers go on scoring for a run that is being saved."""
-    assert parent.stdout.readline().split()
+    workers = [int(word) for word in parent.stdout.readline().split()]
+    for pid in workers:
+        os.kill(pid, signal.SIGINT)
+    time.sleep(0.2)
+    assert all(map(is_alive, workers))
     os.killpg(parent.pid, signal.SIGINT)
     assert parent.stdout.readline() == "1.0\n"
     assert parent.wait(timeout=20) == 0
