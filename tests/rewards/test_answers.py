@@ -42,6 +42,7 @@ def test_last_boxed(text: str, expected: str | None) -> None:
         (r"\boxed{1}. \boxed{2}", "2"),
         ("\\boxed{1}\n\\boxed{2}", "2"),
         (r"\boxed{4} = \boxed{5}", "5"),
+        (r"\boxed{x = \boxed{3}}", "3"),
     ],
 )
 def test_boxed_answers_that_are_one_list(text, expected) -> None:

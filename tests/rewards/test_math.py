@@ -82,6 +82,8 @@ def test_right_answers(text, gold) -> None:
         ("\\boxed{5 \\text{ million}}", "5"),
         ("\\boxed{5 pi}", "5"),
         ("\\boxed{2t}", "2"),
+        ("\\boxed{2*(3+1) ]}", "2"),  # no formula, and its first number is no answer
+        ("\\boxed{\\frac{333333333}{1000000000}}", "\\frac{1}{3}"),
         ("\\boxed{2xy}", "2"),
         ("\\boxed{2 xy}", "2"),
         ("\\boxed{5 \\text{ pi}}", "5"),
@@ -147,8 +149,11 @@ def test_attacks_are_wrong_and_end_in_time(name, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     verify_math("1", "1")
     start = time.monotonic()
-    assert not verify_math(f"\\boxed{{{ATTACKS[name]}}}", "1", time_limit=0.5).correct
+    verdict = verify_math(f"\\boxed{{{ATTACKS[name]}}}", "1", time_limit=0.5)
     assert time.monotonic() - start < 1.5
+    assert not verdict.correct
+    if name in ("tower", "higher tower", "small tower", "power of a power", "factorial", "float"):
+        assert verdict.reason.endswith(" is not 1")  # seen without working it out
     assert not list(tmp_path.iterdir())
 
 

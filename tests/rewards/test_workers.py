@@ -121,6 +121,21 @@ def test_whatever_happens_is_said_and_the_pool_goes_on(act, failure, error) -> N
     assert seconds < 1.5
 
 
+def test_an_item_that_can_be_interrupted_does_not_cost_its_process() -> None:
+    async def main():
+        pool = WorkerPool(HOME, "make")
+        await pool.start()
+        while pool._idle.qsize() < 2:
+            await asyncio.sleep(0.01)
+        before = set(pool._workers)
+        results = [await pool.run(("sleep", 60), 0.3) for _ in range(2)]
+        after = set(pool._workers)
+        await pool.close()
+        return [result.failure for result in results], before == after
+
+    assert asyncio.run(main()) == (["took longer than 0.3 s"] * 2, True)
+
+
 def test_what_is_printed_is_no_result(capfd) -> None:
     ([result], _) = run(("print",))
     assert result.value == "printed"

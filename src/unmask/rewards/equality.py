@@ -18,7 +18,6 @@ from unmask.rewards.answers import MAX_ANSWER, Rule, find_answer
 
 MEMORY_BYTES = 4 * 2**30  # address space of a worker: a number that outgrows it is an error, not the end of the machine
 _MAX_BITS = 300_000.0  # numbers beyond it are not worked out
-_MAX_DEPTH = 60  # of braces
 _UNCLOSED_BOX = re.compile(r"^[^{]*\\boxed\s*\{(?=[^{}]*(?:\{[^{}]*\}[^{}]*)*$)")  # a right answer that was cut out of its box
 _ITEMS = re.compile(r",|;|\\text\s*\{\s*(?:and|or)\s*\}|(?<![A-Za-z\\])(?:and|or)(?![a-z])")
 _INSTALL = "pip install 'unmask[math]'"
@@ -88,8 +87,6 @@ class Equality:
 
     def _read_once(self, text: str) -> list[Any]:
         """What math-verify makes of it; nothing where it can make nothing of it, or something that is too large."""
-        if text.count("{") > 20 * _MAX_DEPTH or _depth(text) > _MAX_DEPTH:
-            return []
         number = as_number(text)
         if number is not None and number.is_exact:
             text = str(number.value)
@@ -109,14 +106,6 @@ def _readings(text: str) -> list[str]:
     if len(items) > 1 and all(len(item) == 2 and item[0] == items[0][0] for item in items):
         readings.append(", ".join(value for _, value in items))
     return readings
-
-
-def _depth(text: str) -> int:
-    depth = deepest = 0
-    for character in text:
-        depth += (character in "{([") - (character in "})]")
-        deepest = max(deepest, depth)
-    return deepest
 
 
 def _bits(expression: Any) -> float:

@@ -160,7 +160,6 @@ class _Worker:
         try:
             await self._send((item, time_limit))
             await asyncio.wait_for(self._receive(), _BEGIN_S)  # began
-            start = time.monotonic()
             kind, content = await asyncio.wait_for(self._receive(), time_limit + 1.5 * GRACE_S)
         except (OSError, EOFError, TimeoutError):
             self.is_lost = True
