@@ -112,7 +112,8 @@ def keep(place: Place, bounds: Bounds, status: int, members: list[tuple[str, lis
             is_other_user = place.is_own_user
         with contextlib.suppress(OSError):
             kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
-        kernel.end_with_parent(signal.SIGKILL, place.server_pid)
+        signal.signal(signal.SIGTERM, _end)  # with the server a keeper ends, too, but not before its job has ended
+        kernel.end_with_parent(signal.SIGTERM, place.server_pid)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         memory = own_memory(place.proc)
         for role, descriptors in members:
@@ -125,6 +126,7 @@ def keep(place: Place, bounds: Bounds, status: int, members: list[tuple[str, lis
     except Exception as error:  # the caller is told that it was not set up; this is for whoever looks into it
         print(f"sandbox: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
     finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         end_all(place.proc, [member.pid for member in started], is_last_user=is_other_user)
         outcome.missing = sorted({what for member in started for what in member.missing})
         with contextlib.suppress(OSError):
@@ -133,6 +135,10 @@ def keep(place: Place, bounds: Bounds, status: int, members: list[tuple[str, lis
         if folder:
             folders.remove(folder)  # which takes its time where a program has made very many files
         os._exit(0)
+
+
+def _end(*_: object) -> NoReturn:
+    raise InterruptedError("the server has ended")
 
 
 def _start(place: Place, bounds: Bounds, role: str, descriptors: list[int], folder: str, memory: int) -> Member:
@@ -146,6 +152,7 @@ def _start(place: Place, bounds: Bounds, role: str, descriptors: list[int], fold
         os.close(report)
         return Member(pid, news)
     try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.close(news)
         if is_own:
             _enter_namespaces(place, report, user, group, bounds)
