@@ -23,7 +23,7 @@ _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 # What test code may use without importing it, because programs do: name -> (module, member; None = itself). A program that
 # says what `isclose` or `Counter` is passes every test that compares with it.
 _COMMON: dict[str, list[tuple[str, str | None]]] = {
-    "np": [("numpy", None)], "isclose": [("math", "isclose")], "allclose": [("numpy", "allclose")],
+    "np": [("numpy", None)], "sys": [("sys", None)], "isclose": [("math", "isclose")], "allclose": [("numpy", "allclose")],
     "deepcopy": [("copy", "deepcopy")], "Decimal": [("decimal", "Decimal")], "Fraction": [("fractions", "Fraction")],
     **{name: [("collections", name)] for name in ("Counter", "OrderedDict", "defaultdict", "deque", "namedtuple")},
     **{name: [(name, None)] for name in MODULES},
