@@ -158,7 +158,7 @@ from tests.rl.test_scoring import RewardPool, Plugin, rollout
 from tests.rewards.responses import example, rollout as response
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits that it is ignored
-    with RewardPool(Plugin(name=sys.argv[1], options={"num_workers": 3, "time_limit": 5.0})) as pool:
+    with RewardPool(Plugin(name=sys.argv[1], options={"num_workers": 3, "time_limit": 8.0})) as pool:
         pool.submit(*rollout())()
         workers = pool.reward.pool
         while workers._idle.qsize() < 4:
@@ -181,8 +181,8 @@ REWARD = """
 def f(rollout, example):
     while rollout.text == "loop":
         pass
-    while rollout.text == "lock":
-        9 ** 9 ** 9
+    if rollout.text == "lock":
+        sum(range(10**12))  # C code that looks at no signal
     return 1.0
 """
 
@@ -218,7 +218,7 @@ def test_workers_end_with_their_parent(parent) -> None:
     assert len(idle) == 2
     assert all(map(is_alive, [loop, lock, *idle]))
     parent.kill()
-    for pids, seconds in (([loop, *idle], 5), ([lock], 10)):
+    for pids, seconds in (([loop, *idle], 4), ([lock], 12)):
         deadline = time.monotonic() + seconds
         while any(map(is_alive, pids)) and time.monotonic() < deadline:
             time.sleep(0.05)
