@@ -157,11 +157,19 @@ from tests.rl.test_scoring import RewardPool, Plugin, rollout
 from tests.rewards.responses import example, rollout as response
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits that it is ignored
-    with RewardPool(Plugin(name=sys.argv[1], options={"num_workers": 2, "time_limit": 2.0})) as pool:
-        [result() for result in [pool.submit(*rollout()) for _ in range(4)]]
-        pool.submit(response("hang"), example())
-        while len(pool.reward.pool._workers) < 3 or pool.reward.pool._idle.qsize() < 2:
-            time.sleep(0.01)  # one is at work
+    with RewardPool(Plugin(name=sys.argv[1], options={"num_workers": 3, "time_limit": 8.0})) as pool:
+        pool.submit(*rollout())()
+        workers = pool.reward.pool
+        while workers._idle.qsize() < 4:
+            time.sleep(0.01)
+        busy = []
+        for text in sys.argv[2:]:
+            before = set(workers._idle._queue)
+            pool.submit(response(text), example())
+            while len(before - set(workers._idle._queue)) < 1:
+                time.sleep(0.01)
+            busy += before - set(workers._idle._queue)
+        time.sleep(0.3)
         try:
             print(*(worker._process.pid for worker in pool.reward.pool._workers), flush=True)
             time.sleep(60)
@@ -170,9 +178,10 @@ if __name__ == "__main__":
 """
 REWARD = """
 def f(rollout, example):
-    if rollout.text == "hang":
-        while True:
-            9 ** 9 ** 9
+    while rollout.text == "loop":
+        pass
+    if rollout.text == "lock":
+        sum(range(10**12))  # C code that looks at no signal
     return 1.0
 """
 
@@ -207,10 +216,11 @@ def test_workers_end_with_their_parent(parent) -> None:
     assert len(workers) == 3
     assert all(map(is_alive, workers))
     parent.kill()
-    deadline = time.monotonic() + 20
-    while any(map(is_alive, workers)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(map(is_alive, workers))
+    for pids, seconds in (([loop, *idle], 4), ([lock], 12)):
+        deadline = time.monotonic() + seconds
+        while any(map(is_alive, pids)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not any(map(is_alive, pids))
 
 
 def test_control_c_is_for_the_parent(parent) -> None:

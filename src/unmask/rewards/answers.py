@@ -31,7 +31,7 @@ _MATH = re.compile(
     r"\$\$(?P<display>[^$]{1,2000}?)\$\$"
     r"|\\\[(?P<bracket>(?:[^\\]|\\[^\[\]]){1,2000}?)\\\]"
     r"|\\\((?P<inline>(?:[^\\\n]|\\[^()\n]){1,2000}?)\\\)"
-    r"|(?<![\\\d])\$(?P<dollar>(?:\\.|[^$\n\\]){1,2000}?)\$"
+    r"|(?<![\\\d])\$(?P<dollar>(?:\\.|[^$\n\\]){1,2000}?)\$(?!\d)"
 )
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 _TEXT_COMMAND = re.compile(
@@ -69,6 +69,7 @@ def find_answer(text: str, rules: Sequence[Rule] = ()) -> str | None:
             together.append(box)
         contents = dict.fromkeys(content.strip() for _, _, content in reversed(together))
         return ", ".join(contents)
+    text = _BOXED.sub(" ", text)  # of a box that was not closed, the content may still be read
     found = (RULES[rule](text) for rule in rules)
     return next((answer for answer in found if answer), None)
 
@@ -132,7 +133,7 @@ def _head(line: str) -> str | None:
     """The answer that a line begins with: all of its first sentence, if that is nothing but an answer; or its first math or
     number."""
     line = line.strip(" *\t")
-    sentence = re.split(r"[.!?](?:\s|$)|<\||\*\*", line, maxsplit=1)[0].strip()
+    sentence = re.split(r"[.!?](?:\s|$)|<\||\*\*|\s(?:because|since|as|so|which)\b", line, maxsplit=1)[0].strip()
     if whole := _whole(sentence):
         return whole
     for part in (_VERB.split(sentence)[-1], sentence):  # The largest n is 34
