@@ -31,6 +31,7 @@ bench: $(READY) ## speed, as ratios against stated baselines
 	$(BIN)/python benchmarks/update.py
 	$(BIN)/python benchmarks/decode.py
 	$(BIN)/python benchmarks/load.py
+	$(BIN)/python benchmarks/sandbox.py
 
 clean: ## remove the environment (runs/ stays)
 	rm -rf $(VENV)
