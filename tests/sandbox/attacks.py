@@ -295,6 +295,8 @@ TESTS = {
     "function": "def check(candidate):\n    assert candidate(3) == 4711\ncheck(f)",
     "attribute": "assert f(3).value == 4711",
     "no arguments": "assert f() == 4711",
+    "builtin": "assert pow(2, 3) == 8",
+    "builtin in a function": "def check(candidate):\n    assert candidate(2, 3) == 8\ncheck(pow)",
     "changed": "x = [1, 2]\nf(x)\nassert x == [2, 4711]",
 }
 EXCEPTION_TESTS = {

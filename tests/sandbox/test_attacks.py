@@ -41,7 +41,20 @@ def functions(*tests: str) -> CodeTests:
 
 def jobs(*, is_thorough: bool) -> list[Job]:
     every = list(attacks.TESTS.values())
-    few = [attacks.TESTS[name] for name in ("equal", "close", "isclose", "is one of", "contains", "sorted", "no arguments")]
+    few = [
+        attacks.TESTS[name]
+        for name in (
+            "equal",
+            "close",
+            "isclose",
+            "is one of",
+            "contains",
+            "sorted",
+            "no arguments",
+            "builtin",
+            "builtin in a function",
+        )
+    ]
     found = []
     for name, code in attacks.AT_IMPORT.items():
         program = attacks.at_import(code)
