@@ -111,13 +111,14 @@ def test_workers_are_other_processes_and_persist() -> None:
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
 def test_whatever_happens_is_said_and_the_pool_goes_on(act, failure, error) -> None:
-    (bad, good), (seconds, _) = run(act, ("echo", 1), time_limit=0.5)
+    is_late = failure.startswith("took longer")
+    (bad, good), (seconds, _) = run(act, ("echo", 1), time_limit=0.5 if is_late else 20.0)
     assert bad.value is None
     assert bad.failure == failure
     assert bad.error.startswith(error)
     assert bool(bad.error) == bool(error)
     assert good.value == 1
-    assert seconds < 1.5
+    assert seconds < 15  # on a busy machine; without a limit, a minute and more
 
 
 def test_an_item_that_can_be_interrupted_does_not_cost_its_process() -> None:
