@@ -58,9 +58,9 @@ def jobs(*, is_thorough: bool) -> list[Job]:
     found = []
     for name, code in attacks.AT_IMPORT.items():
         program = attacks.at_import(code)
-        is_about_results = name.startswith(("evil", "other result", "forged: replies"))
+        is_about_results = name.startswith(("evil", "other result", "forged"))
+        tests = every if is_about_results and is_thorough else few if is_about_results or is_thorough else few[:1]
         found.append(Job(f"{name}, stdio", program, STDIO))
-        tests = (every if is_thorough else few) if is_about_results else every if is_thorough else every[:1]
         found += [Job(f"{name}, {test}", program, functions(test)) for test in tests]
     for name, code in attacks.IN_CALL.items():
         program = attacks.in_call(code)
