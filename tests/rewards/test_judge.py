@@ -7,6 +7,7 @@ import json
 import socket
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -24,9 +25,10 @@ EXAMPLE = Example(id="q", messages=(Message(role="user", content="6*7?"),), answ
 
 
 class Server:
-    """`answer(question, seed)` makes the text; a number stands for an HTTP status, None for a connection that is lost."""
+    """`answer(question, seed)` makes the text; a number stands for an HTTP status, None for a lost connection, bytes for a
+    whole reply. pause: seconds after each 100 bytes."""
 
-    def __init__(self, answer):
+    def __init__(self, answer, pause: float = 0.0):
         self.requests: list[dict] = []
         self.times: list[float] = []
         self.at_once = self.most_at_once = 0
@@ -53,13 +55,16 @@ class Server:
                 choices = [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": said}}]
                 usage = {"prompt_tokens": 90, "completion_tokens": 10, "total_tokens": 100}
                 reply = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": choices, "usage": usage}
-                data = json.dumps(reply).encode()
+                data = said if isinstance(said, bytes) else json.dumps(reply).encode()
                 self.send_response(said if isinstance(said, int) else 200)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(data)))
                 self.send_header("Retry-After-Ms", "10")
                 self.end_headers()
-                self.wfile.write(data)
+                with suppress(OSError):  # the client has left
+                    for begin in range(0, len(data), 100):
+                        self.wfile.write(data[begin : begin + 100])
+                        time.sleep(pause)
 
             def log_message(self, *args: object) -> None: ...
 
@@ -138,12 +143,51 @@ def test_answers_are_asked_for_once(tmp_path) -> None:
         assert len(server.requests) == 9
 
 
-@pytest.mark.parametrize("trouble", [429, 500, None])
-def test_trouble_is_retried(tmp_path, trouble) -> None:
+BAD_REPLIES = [b"<html>", b"[]", b"null", b'{"choices": null}', b'{"choices": [{}]}', b'{"choices": "\xff"}']
+
+
+@pytest.mark.parametrize("trouble", [429, 500, None, *BAD_REPLIES])
+def test_trouble_is_retried(tmp_path, monkeypatch, trouble) -> None:
+    monkeypatch.setattr("unmask.rewards.chat_endpoint._FIRST_PAUSE_S", 0.01)
     count = iter(range(100))
     with Server(lambda question, seed: trouble if next(count) < 2 else "\\boxed{1}") as server:
         (got,) = score(judge(server.url, tmp_path, votes=1), rollout("a"))
     assert (got.reward, len(server.requests)) == (1.0, 3)
+
+
+def test_retries_count_for_the_budget_and_the_rate(tmp_path) -> None:
+    with Server(lambda question, seed: 500) as server, pytest.raises(UnmaskError, match="max_requests is 3"):
+        score(judge(server.url, tmp_path, votes=1, max_requests=3, requests_per_minute=1200.0), rollout("a"))
+    assert len(server.requests) == 3
+    assert server.times[-1] - server.times[0] > 2 * 0.05 * 0.8
+
+
+def test_an_answer_that_comes_in_drops_is_too_late(tmp_path) -> None:
+    late = r"no answer from the judge \(none within 0.3 s\)"
+    with Server(lambda question, seed: b" " * 1000, pause=0.1) as server, pytest.raises(UnmaskError, match=late):
+        score(judge(server.url, tmp_path, votes=1, timeout_s=0.3, max_retries=0), rollout("a"))
+
+
+def test_equal_questions_at_the_same_time_are_asked_once(tmp_path) -> None:
+    with Server(lambda question, seed: "\\boxed{1}") as server:
+        got = score(judge(server.url, tmp_path), *[rollout("a")] * 8)
+    assert len(server.requests) == 3
+    assert len({s.reason for s in got}) == 1
+
+
+def test_a_budget_of_tokens_needs_their_number(tmp_path) -> None:
+    reply = b'{"choices": [{"message": {"content": "\\\\boxed{1}"}}]}'
+    with Server(lambda question, seed: reply) as server:
+        assert score(judge(server.url, tmp_path, votes=1), rollout("a"))[0].reward == 1.0
+        with pytest.raises(UnmaskError, match="does not say how many tokens it used"):
+            score(judge(server.url, tmp_path, votes=1, max_tokens=100), rollout("b"))
+
+
+def test_a_verdict_that_is_no_number_is_none(tmp_path) -> None:
+    says = ["Score: good", "Score: nan", "Score: ", "Score: 1"]
+    with Server(lambda question, seed: says[seed]) as server:
+        (got,) = score(judge(server.url, tmp_path, votes=4, verdict=r"Score: (\w*)"), rollout("a"))
+    assert (got.reward, got.parts) == (1.0, {"verdicts": 1.0})
 
 
 def test_no_answer_ends_the_run(tmp_path) -> None:

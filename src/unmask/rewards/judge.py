@@ -8,6 +8,7 @@ standardised over the group for each chunk index, and sit on the chunk's last un
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -69,7 +70,7 @@ class Judge(Reward):
         )
         verdict: str = Field(
             r"\\boxed\{\s*(-?[0-9]+(?:\.[0-9]+)?)\s*\}",
-            description="regular expression; the group of its last match is the vote",
+            description="regular expression; the group of its last match is the vote, a number",
         )
         best_vote: float = Field(1.0, gt=0, description="votes are divided by it")
 
@@ -153,8 +154,8 @@ class Judge(Reward):
         """Those of its answers that have a verdict, between 0 and 1."""
         messages = [{"role": "user", "content": question}]
         answers = await asyncio.gather(*(self.endpoint.ask(messages, number) for number in range(self.options.votes)))
-        found = [re.findall(self.options.verdict, answer) for answer in answers]
-        return [min(1.0, max(0.0, float(verdicts[-1]) / self.options.best_vote)) for verdicts in found if verdicts]
+        found = [_number(re.findall(self.options.verdict, answer)) for answer in answers]
+        return [min(1.0, max(0.0, vote / self.options.best_vote)) for vote in found if vote is not None]
 
 
 def chunk_ends(num_tokens: int, chunk_tokens: int) -> list[int]:
@@ -190,6 +191,15 @@ def standardise(scores: Sequence[Sequence[float]]) -> list[list[float]]:
         for i, value in zip(rows, values - values.mean(), strict=True):
             result[i][index] = float(value / deviation) if deviation > _NO_VARIANCE else 0.0
     return result
+
+
+def _number(verdicts: Sequence[str]) -> float | None:
+    """The last of them; None where there is none, or it is no finite number."""
+    try:
+        vote = float(verdicts[-1])
+    except (IndexError, ValueError):
+        return None
+    return vote if math.isfinite(vote) else None
 
 
 def _show(votes: Sequence[float]) -> str:
