@@ -99,6 +99,27 @@ def test_real_chat_template_ends_turns_with_im_end() -> None:
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason=f"benchmark data is not at {SHARED}")
+def test_shares_of_tokens_are_the_text() -> None:
+    """Also where a character is several tokens, or only a part of one is there."""
+    tokenizer = ChatTokenizer.load(SHARED / "tokenizers" / "qwen2.5")
+    text = "x² ≤ ∞ 🙂, 𝔽₂ 求解<|im_end|>"
+    ids = tokenizer.encode(text)
+    shares = tokenizer.shares(ids)
+    assert (len(shares), "".join(shares), shares[-1]) == (len(ids), text, "<|im_end|>")
+    assert "".join(tokenizer.pieces(ids)) != text
+    [*whole, broken] = tokenizer.shares(tokenizer.encode("≤ ∞")[:-1])
+    assert ("".join(whole).strip(), broken[-1]) == ("≤", "\ufffd")
+    assert tokenizer.shares(tokenizer.encode("∞")[:-1] * 9 + tokenizer.encode("ab"))[-1] == "ab"
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason=f"benchmark data is not at {SHARED}")
+def test_a_tokenizer_without_its_vocabulary_is_refused(tmp_path) -> None:
+    shutil.copy(SHARED / "tokenizers" / "qwen2.5" / "tokenizer_config.json", tmp_path)
+    with pytest.raises(UnmaskError, match="the tokenizer has no vocabulary"):
+        ChatTokenizer.load(tmp_path)
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason=f"benchmark data is not at {SHARED}")
 @pytest.mark.parametrize("is_remote_class", [False, True], ids=["Qwen2Tokenizer", "DreamTokenizer"])
 def test_real_vocabulary_gives_the_published_ids(tmp_path, is_remote_class) -> None:
     """Qwen's merges (96 of them begin with #) without tokenizer.json, also under the name of a class in remote code."""

@@ -11,8 +11,8 @@ from unmask.rewards import Score, make_reward
 from unmask.types import Example, Rollout, Trace
 
 
-def example(answer: str | None = "7", question: str = "?") -> Example:
-    return Example(id="q", messages=({"role": "user", "content": question},), answer=answer)
+def example(answer: str | None = "7", question: str = "?", **fields: Any) -> Example:
+    return Example(id="q", messages=({"role": "user", "content": question},), answer=answer, **fields)
 
 
 def rollout(

@@ -31,6 +31,14 @@ def test_format(text, options, reward) -> None:
     assert scored("format", rollout(text), **options).reward == reward
 
 
+def test_the_prefix_in_the_prompt_is_part_of_the_turn() -> None:
+    of = example(response_prefix="<think>\n")
+    assert scored("format", rollout("hm</think> so"), of=of, needs_think=True).reward == 1.0
+    assert scored("format", rollout("<think>hm</think> so"), of=of, needs_think=True).reward == 0.0
+    assert scored("exact", rollout("7}"), of=example(response_prefix="It is \\boxed{")).reward == 1.0
+    assert scored("exact", rollout("7"), of=example(response_prefix="It is "), compares="whole").reward == 1.0
+
+
 @pytest.mark.parametrize(
     ("num_tokens", "one_at", "zero_at", "reward"),
     [(0, 10, 30, 1.0), (10, 10, 30, 1.0), (15, 10, 30, 0.75), (30, 10, 30, 0.0), (99, 10, 30, 0.0), (15, 30, 10, 0.25)],
@@ -49,6 +57,14 @@ TERMS = [
 def test_weighted_sum() -> None:
     score = scored("weighted_sum", rollout("\\boxed{7}", num_tokens=5), terms=TERMS)
     assert score == (1.75, "exact 1 (right); length 0.5 (5 tokens)", None, {"exact": 1.0, "length": 0.5})
+
+
+@pytest.mark.parametrize("weights", [(0.7, 0.2, 0.1), (0.6, 0.3, 0.1), (0.1, 0.7, 0.2)])
+def test_everything_right_is_1(weights) -> None:
+    """And not 0.9999999999999999, which would be wrong in every accuracy."""
+    names = [("exact", {}), ("format", {"needs_boxed": True}), ("length", {"one_at": 10, "zero_at": 30})]
+    terms = [{"name": n, "weight": w, "options": o} for (n, o), w in zip(names, weights, strict=True)]
+    assert scored("weighted_sum", rollout("\\boxed{7}"), terms=terms).reward == 1.0
 
 
 class Tokens(Reward):

@@ -134,12 +134,26 @@ class ChatTokenizer:
         """Each token as text, special tokens included."""
         return [str(self.tokenizer.decode([i])) for i in ids]
 
+    def shares(self, ids: Sequence[int]) -> list[str]:
+        """Each token's share of the text, special tokens included; joined they are the text. What several tokens spell
+        together, a character of several bytes, is with the last of them."""
+        shares: list[str] = []
+        begin = 0
+        for end in range(1, len(ids) + 1):
+            text = str(self.tokenizer.decode(list(ids[begin:end])))
+            is_part = text.endswith("\ufffd") and end - begin < 4 and end < len(ids)  # at most four bytes
+            shares.append("" if is_part else text)
+            begin = begin if is_part else end
+        return shares
+
     def _template(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
         return str(self.tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, tokenize=False))
 
     def _find_turn_end(self) -> int:
         """The token the template writes after an assistant's turn."""
-        marker = str(self.tokenizer.decode([self.encode("0")[0]]))
+        if not (zero := self.encode("0")):
+            raise UnmaskError("the tokenizer has no vocabulary (tokenizer.json, or vocab.json with merges.txt)")
+        marker = str(self.tokenizer.decode(zero[:1]))
         turn = [{"role": "user", "content": marker}, {"role": "assistant", "content": marker}]
         ids = self.encode(self._template(turn, add_generation_prompt=False))
         last = len(ids) - 1 - ids[::-1].index(self.encode(marker)[-1])

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from unmask.errors import UnmaskError
 from unmask.rewards.code_tests import CodeLimits, TestResult, run_tests
-from unmask.rewards.interface import Reward, Score, is_cut
+from unmask.rewards.interface import Reward, Score, is_cut, turn_text
 from unmask.rewards.remote_code import RemoteSandbox
 from unmask.sandbox.client import Sandbox
 from unmask.types import Example, Rollout
@@ -72,7 +72,7 @@ class Code(Reward):
     async def __call__(self, rollout: Rollout, example: Example) -> Score:
         if self.options.is_cut_wrong and is_cut(rollout):
             return Score(0.0, "cut at the length limit")
-        program = extract_code(rollout.text)
+        program = extract_code(turn_text(rollout, example))
         if program is None:
             return Score(0.0, "no block of Python code")
         assert self.sandbox is not None

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from unmask.rewards.answers import last_boxed
-from unmask.rewards.interface import Reward, RewardOptions, Score, is_cut, require_answer
+from unmask.rewards.interface import Reward, RewardOptions, Score, is_cut, require_answer, turn_text
 from unmask.types import Example, Rollout
 
 
@@ -28,7 +28,7 @@ class Exact(Reward):
     async def __call__(self, rollout: Rollout, example: Example) -> Score:
         if self.options.is_cut_wrong and is_cut(rollout):
             return Score(0.0, "cut at the length limit")
-        given = last_boxed(rollout.text) if self.options.compares == "boxed" else rollout.text
+        given = last_boxed(turn_text(rollout, example)) if self.options.compares == "boxed" else rollout.text
         if given is None:
             return Score(0.0, "no boxed answer")
         words = self._words(given)

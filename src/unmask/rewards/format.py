@@ -7,14 +7,14 @@ import re
 from pydantic import Field, field_validator, model_validator
 
 from unmask.rewards.answers import last_boxed
-from unmask.rewards.interface import Reward, RewardOptions, Score
+from unmask.rewards.interface import Reward, RewardOptions, Score, turn_text
 from unmask.types import Example, Rollout
 
 _THINK = re.compile(r"\s*<think>((?:(?!</?think>).)*)</think>((?:(?!</?think>).)*)", re.DOTALL)
 
 
 class Format(Reward):
-    """1 if the response has every form that is asked for, else 0."""
+    """1 if the response has every form that is asked for, else 0; the prefix that the prompt begins it with is part of it."""
 
     class Options(RewardOptions):
         pattern: str = Field(
@@ -41,7 +41,7 @@ class Format(Reward):
             return self
 
     async def __call__(self, rollout: Rollout, example: Example) -> Score:
-        text = rollout.text
+        text = turn_text(rollout, example)
         if self.options.pattern and not re.fullmatch(self.options.pattern, text, re.DOTALL):
             return Score(0.0, "does not match the pattern")
         if self.options.needs_think:

@@ -38,7 +38,7 @@ class Reward:
     """
 
     Options: ClassVar[type[BaseModel]] = RewardOptions
-    needs_pieces: bool = False  # the response's tokens as text, in `rollout.pieces`
+    needs_pieces: bool = False  # each response token's share of the text, in `rollout.pieces`
 
     def __init__(self, options: Any):
         self.options = options
@@ -65,6 +65,11 @@ def require_answer(example: Example) -> None:
     """Raises `UnmaskError` for an example without an answer."""
     if not (example.answer or "").strip():
         raise UnmaskError(f"example {example.id}: has no answer; the reward compares with one")
+
+
+def turn_text(rollout: Rollout, example: Example) -> str:
+    """The whole turn of the assistant: the response, after the prefix that the prompt has begun it with (`<think>`, say)."""
+    return example.response_prefix + rollout.text
 
 
 def is_cut(rollout: Rollout) -> bool:

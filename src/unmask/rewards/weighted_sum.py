@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -77,11 +78,10 @@ class WeightedSum(Reward):
         return [self._sum(row) for row in zip(*by_term, strict=True)]
 
     def _sum(self, scores: Sequence[Score]) -> Score:
-        total, reasons = 0.0, []
+        reasons = []
         parts: dict[str, float] = {}
         token_rewards: np.ndarray | None = None
         for (term, _), score in zip(self.terms, scores, strict=True):
-            total += term.weight * score.reward
             reasons.append(f"{term.name} {score.reward:g}" + (f" ({score.reason})" if score.reason else ""))
             parts |= {term.name: score.reward, **{f"{term.name}.{name}": part for name, part in score.parts.items()}}
             if score.token_rewards is not None:
@@ -89,4 +89,6 @@ class WeightedSum(Reward):
                 if token_rewards is not None and token_rewards.shape != weighted.shape:
                     raise UnmaskError(f"the reward {term.name} gave {len(weighted)} token rewards, others {len(token_rewards)}")
                 token_rewards = weighted if token_rewards is None else token_rewards + weighted
+        # Rounded once: 0.7 + 0.2 + 0.1 is 1, with which a response is right.
+        total = math.fsum(term.weight * score.reward for (term, _), score in zip(self.terms, scores, strict=True))
         return Score(total, "; ".join(reasons), None if token_rewards is None else token_rewards.tolist(), parts)

@@ -60,7 +60,7 @@ def make_rollouts(
         rollout = rollouts[index] = Rollout(trace, tokenizer.decode(trace.response_ids))
         if rewards is not None:
             if rewards.needs_pieces:
-                rollout.pieces = tokenizer.pieces(trace.response_ids)
+                rollout.pieces = tokenizer.shares(trace.response_ids)
             scores[index] = rewards.submit(rollout, examples[index // group_size])
 
     for index, trace in (finished or {}).items():

@@ -75,9 +75,9 @@ class Example(BaseModel):
 class Rollout:
     """One sampled response, its reward (1 = right, 0 = wrong; None = not scored) and the reason for it.
 
-    reward_parts: its sub-scores by name. pieces: response tokens as text, where the reward asked for them. token_rewards:
-    process rewards, one per response token. advantage: of the whole response. token_advantages: float [canvas], of each token,
-    instead.
+    reward_parts: its sub-scores by name. pieces: the share of each response token in the text, where the reward asked for
+    them. token_rewards: process rewards, one per response token. advantage: of the whole response. token_advantages: float
+    [canvas], of each token, instead.
     """
 
     trace: Trace
