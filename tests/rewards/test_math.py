@@ -18,6 +18,7 @@ from unmask.rewards import math
 from unmask.rewards.math import DEFAULT_RULES, verify_math
 from unmask.rewards.workers import WorkerPool
 
+OWN_PAIRS = Path(__file__).with_name("answer_pairs.jsonl")
 GRADED = Path(__file__).parents[3] / "shared" / "data" / "graded"
 
 
@@ -129,6 +130,7 @@ ATTACKS = {
     "binomial": "\\binom{1000000}{500000}",
     "sum": "\\sum_{k=1}^{10000000} \\frac{1}{k}",
     "integral": "\\int_0^1 e^{e^{e^{x^x}}} dx",
+    "expansion": "(a+b+c+d+e+f)^{40}",
     "roots": "\\sqrt{" * 50 + "1" + "}" * 50,
     "braces": "{" * 5000 + "1" + "}" * 5000,
     "brackets": "(" * 900 + "1" + ")" * 900,
@@ -205,7 +207,7 @@ def test_the_reward() -> None:
 
 
 def test_what_takes_too_long_scores_0_and_others_go_on() -> None:
-    texts = [f"\\boxed{{{ATTACKS['factorials']}}}", "\\boxed{7}", f"\\boxed{{{ATTACKS['sum']}}}", "\\boxed{7}"]
+    texts = [f"\\boxed{{{ATTACKS['factorials']}}}", "\\boxed{7}", f"\\boxed{{{ATTACKS['expansion']}}}", "\\boxed{7}"]
     scores = scored("math", *map(rollout, texts), time_limit=0.5, num_workers=1, wrong_reward=0.1)
     late = (0.0, "took longer than 0.5 s")
     assert [score[:2] for score in scores] == [late, (1.0, "right"), late, (1.0, "right")]
@@ -269,6 +271,17 @@ def lines(name: str) -> list[dict]:
     if not GRADED.is_dir():
         pytest.skip(f"{GRADED} is not there")
     return [json.loads(line) for line in (GRADED / name).read_text(encoding="utf-8").splitlines()]
+
+
+def test_forms_of_answers() -> None:
+    """Numbers, units, choices, lists, intervals, points, expressions, words: forms of 202 answers, and what is near them."""
+    rows = []
+    for line in OWN_PAIRS.read_text(encoding="utf-8").splitlines():
+        pair = json.loads(line)
+        rows += [(f"\\boxed{{{text}}}", pair["gold"], name == "right") for name in ("right", "wrong") for text in pair[name]]
+    assert len(rows) > 900
+    _, _, wrong = agreement(rows)
+    assert not wrong, wrong
 
 
 def test_agreement_with_gsm8k_solutions() -> None:

@@ -10,6 +10,7 @@ Rule = Literal["hash", "answer_is", "whole", "last_expression", "last_number"]
 MAX_ANSWER = 2000  # characters; what is longer is no answer
 
 _BOXED = re.compile(r"\\f?box(?:ed)?\s*\{")
+_BOXED_SIGN = re.compile(r"\\boxed\s+([^\s{}$\\]+)")  # \boxed 5
 # Between boxed answers that are one list: nothing to read, or `and` and the like with three more words at most.
 _BETWEEN = re.compile(r"[^A-Za-z0-9.!?=\n]{0,12}")
 _JOINED = re.compile(r"[^.!?\n]{0,40}")
@@ -42,10 +43,11 @@ _FUNCTION = re.compile(r"(?:arc)?(?:sin|cos|tan|cot|sec|csc)|log|ln|exp|sqrt|pi|
 
 _ANSWER_IS = re.compile(
     r"\b(?:[Aa]nswers?|ANSWER)\b[^.\n:=$\\]{0,60}?(?:\bis\b|\bare\b|\bbe\b|[:=])(?:\s*\*\*)?\s*:?"
-    r"|^[ \t]*(?:\*\*)?A(?:\*\*)?:",
+    r"|^[ \t]*(?:\*\*)?A(?:\*\*)?:|<answer>",
     re.MULTILINE,
 )
 _VERB = re.compile(r"\b(?:is|are|equals?|be)\b")
+_NOT_IT = re.compile(r"\b(?:not|least|most|than|between|either|neither|minus|negative)\W*$", re.IGNORECASE)  # before a number
 _HASH = re.compile(r"^[ \t]*####[ \t]*(\S[^\n]{0,2000})", re.MULTILINE)
 
 
@@ -56,10 +58,12 @@ def last_boxed(text: str) -> str | None:
 
 
 def find_answer(text: str, rules: Sequence[Rule] = ()) -> str | None:
-    """The last boxed answer; without one, what the first rule finds that finds anything.
+    """The last boxed answer; without one, what the first rule finds that finds anything. Of a text with `</think>`, what
+    follows the last one counts.
 
     Boxed answers with hardly more than `,` or `and` between them are one list.
     """
+    text = text.rpartition("</think>")[2]
     boxes = _last_boxes(text, 20)
     if boxes:
         together = [boxes[0]]
@@ -69,6 +73,8 @@ def find_answer(text: str, rules: Sequence[Rule] = ()) -> str | None:
             together.append(box)
         contents = dict.fromkeys(content.strip() for _, _, content in reversed(together))
         return ", ".join(contents)
+    if signs := _BOXED_SIGN.findall(text):
+        return signs[-1]
     text = _BOXED.sub(" ", text)  # of a box that was not closed, the content may still be read
     found = (RULES[rule](text) for rule in rules)
     return next((answer for answer in found if answer), None)
@@ -132,13 +138,19 @@ def _answer_is(text: str) -> str | None:
 def _head(line: str) -> str | None:
     """The answer that a line begins with: all of its first sentence, if that is nothing but an answer; or its first math or
     number."""
-    line = line.strip(" *\t")
+    line = line.split("</answer>")[0].strip(" *\t")
     sentence = re.split(r"[.!?](?:\s|$)|<\||\*\*|\s(?:because|since|as|so|which)\b", line, maxsplit=1)[0].strip()
     if whole := _whole(sentence):
         return whole
     for part in (_VERB.split(sentence)[-1], sentence):  # The largest n is 34
-        if candidates := [*_math_spans(part), *_number_spans(part)]:
-            return min(candidates)[2]
+        candidates = sorted([*_math_spans(part), *_number_spans(part)])
+        if not candidates:
+            continue
+        start, end, content = candidates[0]
+        following = next((candidate[0] for candidate in candidates if candidate[0] >= end), end)
+        if _NOT_IT.search(part[:start]) or re.search(r"^[^(]*\bor\b", part[end:following]):
+            return part.strip()
+        return content
     return sentence or None
 
 

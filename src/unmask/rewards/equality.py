@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmath
 import logging
 import math
 import re
@@ -13,13 +14,17 @@ from functools import lru_cache
 from typing import Any
 
 from unmask.errors import UnmaskError
-from unmask.rewards.answer_forms import are_equal_numbers, as_number, as_words, clean
+from unmask.rewards.answer_forms import as_number, as_words, clean, compare_numbers
 from unmask.rewards.answers import MAX_ANSWER, Rule, find_answer
+from unmask.rewards.readings import brackets, num_repeated, readings
+from unmask.rewards.written_forms import are_equal_forms, choice
 
 MEMORY_BYTES = 4 * 2**30  # address space of a worker: a number that outgrows it is an error, not the end of the machine
 _MAX_BITS = 300_000.0  # numbers beyond it are not worked out
 _UNCLOSED_BOX = re.compile(r"^[^{]*\\boxed\s*\{(?=[^{}]*(?:\{[^{}]*\}[^{}]*)*$)")  # a right answer that was cut out of its box
-_ITEMS = re.compile(r",|;|\\text\s*\{\s*(?:and|or)\s*\}|(?<![A-Za-z\\])(?:and|or)(?![a-z])")
+_DEGREES = re.compile(r"(\\(?:sin|cos|tan|cot|sec|csc)\s*[({]?\s*)(-?\d+(?:\.\d+)?)\s*\^\s*\{?\s*\\circ\s*\}?")
+_IMAGINARY = re.compile(r"(?<![A-Za-z\\_])(?<!_\{)i(?![A-Za-z])")
+_LETTER = re.compile(r"\\(?:text|mathrm|operatorname|mathbb|mathcal)\s*\{[^{}]*\}|\\[A-Za-z]+|([A-Za-z])")
 _INSTALL = "pip install 'unmask[math]'"
 
 Question = tuple[str, str, tuple[Rule, ...]]  # the text, what is right, the rules that find the answer in them
@@ -38,7 +43,8 @@ def make_judge() -> Callable[[Question], Answer]:
     with suppress(ValueError, OSError):  # a smaller limit is already there
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
     equality = Equality(math_verify)
-    if not equality("\\frac{\\sqrt{4}}{4}", "0.5") or equality("\\sqrt{2}", "2"):
+    known = [("\\frac{\\sqrt{4}}{4}", "0.5"), ("(x + 1)^2", "x^2 + 2x + 1")]  # also loads what the first answer would wait for
+    if not all(equality(*pair) for pair in known) or equality("\\sqrt{2}", "2"):
         raise UnmaskError(f"the reward math needs math-verify, which is there and does not work: {_INSTALL}")
 
     def judge(question: Question) -> Answer:
@@ -74,38 +80,64 @@ class Equality:
         a, b = clean(answer), clean(gold)
         if as_words(a) == as_words(b):
             return True
-        one, other = as_number(a), as_number(b)
-        if one is not None and other is not None and are_equal_numbers(one, other):
-            return True
-        if one is not None and other is not None and len(_readings(a)) == len(_readings(b)) == 1:
+        mine, theirs = choice(a), choice(b)
+        if mine and theirs and not (mine[1] and theirs[1]):
+            return mine[0] == theirs[0]
+        if mine and mine[1] and not theirs:  # (C) 12
+            a = clean(mine[1])
+        verdict = are_equal_forms(a, b)
+        if verdict is not None:
+            return verdict
+        if {brackets(a), brackets(b)} in ({"()", "[]"}, {"()", "{}"}) or num_repeated(a) != num_repeated(b):
             return False
-        return any(self._is_equal(x, y) for x in _readings(a) for y in _readings(b))
+        are_equal = compare_numbers(a, b)
+        a, b = _apart(a, b)
+        mine_read, theirs_read = readings(a, b), readings(b, a)
+        if are_equal or (are_equal is False and len(mine_read) == len(theirs_read) == 1):
+            return are_equal
+        return any(self._is_equal(x, y) for x in mine_read for y in theirs_read)
 
     def _is_equal(self, answer: str, gold: str) -> bool:
         left, right = self._read(answer), self._read(gold)
-        return bool(left and right) and self._verify(right, left, timeout_seconds=None)
+        if not left or not right:
+            return False
+        if "%" not in answer + gold and (verdict := _compare_values(left[0], right[0])) is not None:
+            return verdict
+        return bool(self._verify(right, left, timeout_seconds=None, allow_set_relation_comp=True))
 
     def _read_once(self, text: str) -> list[Any]:
         """What math-verify makes of it; nothing where it can make nothing of it, or something that is too large."""
         number = as_number(text)
         if number is not None and number.is_exact:
             text = str(number.value)
+        text = _DEGREES.sub(r"\1{\\frac{\2 \\pi}{180}}", text)
+        if not re.search(r"_\s*\{?\s*i", text):  # else an index
+            text = _IMAGINARY.sub(" I ", text)
         found = self._parse(f"${text}$", self._readers, fallback_mode="no_fallback", parsing_timeout=None)
         return [expression for expression in found if _bits(expression) <= _MAX_BITS]
 
 
-def _readings(text: str) -> list[str]:
-    """The text, and as a list of values where it may be one: `3,5` is a decimal number, too, `[3, 5]` an interval, and
-    `x = 3 or x = 5` a list of equations."""
-    readings = [text]
-    if re.fullmatch(r"-?\d+,-?\d+", text):
-        readings.append(text.replace(",", ", "))
-    if re.fullmatch(r"\[[^\[\]()]*\]", text):
-        readings.append(text[1:-1])
-    items = [[side.strip() for side in item.split("=")] for item in _ITEMS.split(text)]
-    if len(items) > 1 and all(len(item) == 2 and item[0] == items[0][0] for item in items):
-        readings.append(", ".join(value for _, value in items))
-    return readings
+def _apart(a: str, b: str) -> tuple[str, str]:
+    """Both with other letters for the capitals that are there as small letters, too: math-verify takes R for r."""
+    letters = {match[1] for match in _LETTER.finditer(f"{a} {b}") if match[1]}
+    both = sorted(letter for letter in letters - {"I"} if letter.isupper() and letter.lower() in letters)
+    free = [letter for letter in "qwvuhgkjbdfzyxpstmnlrac" if not {letter, letter.upper()} & letters]
+    new = dict(zip(both, free, strict=False))
+    one, other = (_LETTER.sub(lambda match: new.get(match[0], match[0]), text) for text in (a, b))
+    return one, other
+
+
+def _compare_values(a: Any, b: Any) -> bool | None:
+    """Whether two numbers are equal, if one has a decimal point; False if they surely differ, None else."""
+    from sympy import Expr, Float
+
+    if not (isinstance(a, Expr) and isinstance(b, Expr) and a.is_number and b.is_number):
+        return None
+    one, other = (complex(value.evalf(20)) for value in (a, b))
+    if not (cmath.isfinite(one) and cmath.isfinite(other)):
+        return None
+    are_close = abs(one - other) <= 5e-7 * min(1.0, max(abs(one), abs(other)))
+    return are_close if a.has(Float) or b.has(Float) or not are_close else None
 
 
 def _bits(expression: Any) -> float:
