@@ -97,8 +97,8 @@ async def attack(sandbox: Sandbox, arena: Arena, todo: list[Job]) -> Report:
         await asyncio.gather(*(run(job) for job in todo))
         is_over = True
         await neighbour
-        assert sandbox._server is not None
-        server = sandbox._server.pid
+        assert sandbox._connection is not None
+        server = sandbox._connection.server.pid
         await asyncio.sleep(0.2)
         left = [str(process) for process in below(server)]
     finally:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ import pytest
 from tests.sandbox.arena import ROOT, Arena, _is_readable, below, new_sandbox, processes, start
 from unmask.errors import UnmaskError
 from unmask.rewards.code_tests import CodeLimits, run_tests
+from unmask.sandbox import client
 from unmask.sandbox.client import Sandbox
 from unmask.sandbox.jail import Bounds
 from unmask.types import CodeTests
@@ -33,8 +34,8 @@ def arena(monkeypatch: pytest.MonkeyPatch) -> Iterator[Arena]:
 
 
 def server_of(sandbox: Sandbox) -> int:
-    assert sandbox._server is not None
-    return sandbox._server.pid
+    assert sandbox._connection is not None
+    return sandbox._connection.server.pid
 
 
 async def vanish(server: int) -> bool:
@@ -78,15 +79,53 @@ def test_the_server_is_killed(isolation: str, monkeypatch: pytest.MonkeyPatch) -
         sandbox = new_sandbox(isolation, monkeypatch)
         await start(sandbox)
         try:
-            task = await begin(sandbox)
-            os.kill(server_of(sandbox), signal.SIGKILL)
-            ran = await task
-            assert ran.outcome.stopped_for == "setup"  # type: ignore[attr-defined]
-            assert await vanish(server_of(sandbox))
-            with pytest.raises(UnmaskError, match="server has ended"):
-                await sandbox.run_script("print(1)", "", Bounds())
+            server = server_of(sandbox)
+            waits = "import time; time.sleep(0.5); print(input())"
+            tasks = [asyncio.create_task(sandbox.run_script(waits, str(i), Bounds(time_s=9.0))) for i in range(5)]
+            while len(below(server)) < 3:
+                await asyncio.sleep(0.01)
+            os.kill(server, signal.SIGKILL)
+            assert [ran.stdout for ran in await asyncio.gather(*tasks)] == [b"%d\n" % i for i in range(5)]
+            assert server_of(sandbox) != server
+            assert await vanish(server)
         finally:
             await sandbox.close()
+        with pytest.raises(UnmaskError, match="not running"):
+            await sandbox.run_script("print(1)", "", Bounds())
+
+    asyncio.run(go())
+
+
+def test_what_cannot_be_run_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing can be run, some more times; and where only this cannot, once."""
+    monkeypatch.setattr(client, "_PAUSES_S", (0.0, 0.0, 0.0))
+
+    async def go() -> None:
+        async with Sandbox("auto", 2) as sandbox:
+            assert sandbox._connection is not None
+            hand_over, num_tried, failing = sandbox._connection.hand_over, 0, 0
+
+            def fail(request: object, descriptors: Sequence[int]) -> bool:
+                nonlocal num_tried
+                num_tried += 1
+                return num_tried > failing and hand_over(request, descriptors)
+
+            monkeypatch.setattr(sandbox._connection, "hand_over", fail)
+            for failing, expected in ((0, 1), (1, 3), (2, 3), (3, 5), (5, 7)):  # noqa: B007  # between two tries, our own program
+                num_tried = 0
+                assert (await sandbox.run_script("print(1)", "", Bounds())).stdout == b"1\n"
+                assert num_tried == expected
+            num_tried, failing = 0, 6
+            with pytest.raises(UnmaskError, match="stopped running programs, even our own"):
+                await sandbox.run_script("print(1)", "", Bounds())
+
+            def refuse(request: object, descriptors: Sequence[int]) -> bool:
+                return b"bad" not in os.pread(descriptors[-1], 9999, 0) and hand_over(request, descriptors)
+
+            monkeypatch.setattr(sandbox._connection, "hand_over", refuse)
+            tests = CodeTests(test_method="stdio", test_input=["1"], test_output=["1"])
+            [result] = await run_tests(sandbox, "print('bad')", tests, CodeLimits())
+            assert result == (False, "the sandbox could not run it")
 
     asyncio.run(go())
 
@@ -97,7 +136,7 @@ from unmask.sandbox.client import Sandbox
 from unmask.sandbox.jail import Bounds
 async def go():
     async with Sandbox(sys.argv[1]) as sandbox:
-        print(sandbox._server.pid, flush=True)
+        print(sandbox._connection.server.pid, flush=True)
         print((await sandbox.run_script(sys.argv[2], "", Bounds(time_s=float(sys.argv[3])))).outcome, flush=True)
 asyncio.run(go())
 """
@@ -165,7 +204,7 @@ def test_the_server_is_of_the_same_package(tmp_path: Path) -> None:
     other = tmp_path / "unmask"
     other.mkdir()
     (other / "__init__.py").write_text("raise SystemExit('the wrong one')")
-    code = f"import sys; sys.path.insert(0, {str(ROOT / 'src')!r}); import unmask.sandbox.client as c; print(c._IMPORT)"
+    code = f"import sys; sys.path.insert(0, {str(ROOT / 'src')!r}); import unmask.sandbox.connection as c; print(c.IMPORT)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     which = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {found.strip()}; print(unmask.__file__)"
     shown = subprocess.run([sys.executable, "-c", which], capture_output=True, text=True, check=True).stdout
