@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help quickstart test test-slow check bench clean
+.PHONY: help quickstart test test-slow test-lm-eval check bench clean
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -20,6 +20,10 @@ test: $(READY) ## all tests but the slow ones, with coverage
 
 test-slow: $(READY) ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-lm-eval: $(READY) ## the adapter for lm-evaluation-harness, which is installed for it
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[lm-eval]"
+	$(BIN)/python -m pytest tests/test_lm_harness.py $(ARGS)
 
 check: $(READY) ## style, types, tests
 	$(BIN)/ruff check .
