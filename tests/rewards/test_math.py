@@ -1,13 +1,10 @@
-"""Mathematical answers: verdicts, limits, attacks, and agreement with published gradings."""
+"""Mathematical answers: verdicts, limits and attacks."""
 
 from __future__ import annotations
 
-import asyncio
-import json
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -15,11 +12,7 @@ import unmask
 from tests.rewards.responses import rollout, scored
 from unmask.errors import UnmaskError
 from unmask.rewards import math
-from unmask.rewards.math import DEFAULT_RULES, verify_math
-from unmask.rewards.workers import WorkerPool
-
-OWN_PAIRS = Path(__file__).with_name("answer_pairs.jsonl")
-GRADED = Path(__file__).parents[3] / "shared" / "data" / "graded"
+from unmask.rewards.math import verify_math
 
 
 @pytest.mark.parametrize(
@@ -167,6 +160,22 @@ def test_long_texts_end_in_time(text) -> None:
     assert time.monotonic() - start < 3.0
 
 
+FIRST = """
+import time
+from unmask.rewards.math import verify_math
+start = time.monotonic()
+verdict = verify_math("(a+b+c+d+e+f)^{40}", "7", time_limit=3.0)
+assert time.monotonic() - start < 4.0, time.monotonic() - start
+assert verdict.reason.startswith("took longer than"), verdict
+"""
+
+
+def test_the_first_answer_ends_in_time_too() -> None:
+    """Though the worker starts with it."""
+    result = subprocess.run([sys.executable, "-c", FIRST], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 WATCHED = """
 import re
 import sympy.parsing.sympy_parser as parser
@@ -245,70 +254,3 @@ def test_forks_have_a_worker_of_their_own() -> None:
 
 def test_it_is_public() -> None:
     assert unmask.verify_math("18", "18") == (True, "18", "right")
-
-
-def agreement(rows: list[tuple[str, str, bool]]) -> tuple[float, float, list[str]]:
-    """Share of rows on which we agree, seconds of all, and the others in a line each; two workers."""
-
-    async def judge() -> list[bool]:
-        pool = WorkerPool("unmask.rewards.equality", "make_judge", (), 2)
-        await pool.start()
-        results = await asyncio.gather(*(pool.run((text, gold, DEFAULT_RULES), 5.0) for text, gold, _ in rows))
-        await pool.close()
-        return [bool(result.value and result.value[0]) for result in results]
-
-    start = time.monotonic()
-    verdicts = asyncio.run(judge())
-    wrong = [
-        f"{i}: {text[-60:]!r}, {gold[-60:]!r}: {verdict}"
-        for i, ((text, gold, expected), verdict) in enumerate(zip(rows, verdicts, strict=True))
-        if verdict != expected
-    ]
-    return 1 - len(wrong) / len(rows), time.monotonic() - start, wrong
-
-
-def lines(name: str) -> list[dict]:
-    if not GRADED.is_dir():
-        pytest.skip(f"{GRADED} is not there")
-    return [json.loads(line) for line in (GRADED / name).read_text(encoding="utf-8").splitlines()]
-
-
-def test_forms_of_answers() -> None:
-    """Numbers, units, choices, lists, intervals, points, expressions, words: forms of 202 answers, and what is near them."""
-    rows = []
-    for line in OWN_PAIRS.read_text(encoding="utf-8").splitlines():
-        pair = json.loads(line)
-        rows += [(f"\\boxed{{{text}}}", pair["gold"], name == "right") for name in ("right", "wrong") for text in pair[name]]
-    assert len(rows) > 900
-    _, _, wrong = agreement(rows)
-    assert not wrong, wrong
-
-
-def test_agreement_with_gsm8k_solutions() -> None:
-    rows = []
-    for row in lines("gsm8k_example_model_solutions.jsonl"):
-        for model in ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification"):
-            rows.append((row[model]["solution"], row["ground_truth"], row[model]["is_correct"]))
-    assert len(rows) == 5276
-    share, _, wrong = agreement(rows)
-    assert share >= 0.998, wrong
-
-
-def test_agreement_with_graded_mathcoder_answers() -> None:
-    rows = []
-    for kind in ("correct", "wrong"):
-        for row in lines(f"mathcoder70b_dm_mathematics_{kind}.jsonl"):
-            rows.append((row["completion"], row["ground_truth"]["answer"], kind == "correct"))
-    assert len(rows) == 1000
-    share, _, wrong = agreement(rows)
-    assert share >= 0.985, wrong
-
-
-def test_agreement_with_the_pairs_of_math_verify() -> None:
-    rows = [
-        (row["pred"], row["gold"], bool(row.get("expected", row.get("result"))))
-        for row in lines("mathverify_pairs.derived.jsonl")
-    ]
-    assert len(rows) == 268
-    share, _, wrong = agreement(rows)
-    assert share >= 0.97, wrong

@@ -203,4 +203,4 @@ _NONE = _Worker()  # stands for no worker at all
 
 
 def _too_late(time_limit: float) -> str:
-    return f"took longer than {time_limit:g} s"
+    return f"took longer than {time_limit:.3g} s"
