@@ -88,6 +88,12 @@ def test_right_answers(text, gold) -> None:
         ("\\boxed{\\frac{0}{0}}", "0"),
         ("\\boxed{x^2 + 1}", "x^2 - 1"),
         ("AZYUK2A", "2"),
+        ("\\boxed{2, 3, 3}", "2, 3"),
+        ("\\boxed{0.5\\%}", "0.5"),
+        ("The answer is not 42", "42"),
+        ("The answer is more than 42", "42"),
+        ("The answer is 41 or 42", "42"),
+        ("<think>\\boxed{42}</think> So it is \\boxed{41}, no \\boxed{43}", "42"),
     ],
 )
 def test_wrong_answers(text, gold) -> None:
@@ -96,7 +102,9 @@ def test_wrong_answers(text, gold) -> None:
     assert verdict.reason.endswith(f" is not {gold}")
 
 
-@pytest.mark.parametrize("text", ["", " ", "\\boxed{}", "\\boxed{ }", "no idea what you ask for here", "\\boxed{$$}"])
+@pytest.mark.parametrize(
+    "text", ["", " ", "\\boxed{}", "\\boxed{ }", "no idea what you ask for here", "\\boxed{$$}", "<think>\\boxed{42}</think>"]
+)
 def test_texts_without_an_answer(text) -> None:
     verdict = verify_math(text, "1")
     assert (verdict.correct, verdict.reason) == (False, "no answer found")
