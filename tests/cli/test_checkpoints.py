@@ -194,12 +194,3 @@ def test_mistakes_are_one_line_and_exit_2(words, message, folder, tmp_path, monk
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
     assert set(tmp_path.rglob("*")) == before
-
-
-def test_semi_autoregressive_sft_refuses_full_attention(tmp_path) -> None:
-    from tests.recipes import SFT, write_recipe
-
-    recipe = write_recipe(tmp_path, "sft", SFT)
-    result = unmask("sft", recipe, "model.preset=dream/tiny", f"run.dir={tmp_path / 'run'}")
-    assert (result.returncode, (tmp_path / "run").exists()) == (2, False)
-    assert 'semi_ar is for block models; dream has bidirectional attention: use "random_masking"' in result.stderr

@@ -1,4 +1,4 @@
-"""The published training cases (shared/golden, kinds "rl" and "value") as our traces, rollouts and rows.
+"""The published training cases (shared/golden, kinds "rl", "sft" and "value") as our traces, rollouts and rows.
 
 Everything is derived from a case's parameters and tensors, so that any folder of that layout is understood. The published code
 has one row per round; ours has views. `PublishedCase.views` says which published row each target of
@@ -103,7 +103,7 @@ class PublishedCase:
         self.inputs, self.outputs = case["inputs"], case["outputs"]
         self.spec = model.spec
         self.is_block = self.spec.attention == "block_causal"
-        self.is_trace = self.training["method"] == "TraceRL"
+        self.is_trace = self.training["method"] in ("TraceRL", "trace")
         self.num_rows, self.start = self.expected["n_rows"], self.expected["start_pos"]
         self.p_mask_NL = self.outputs["p_mask"].bool().numpy()
         self.labels_NL = self.outputs["labels"].numpy()
@@ -121,7 +121,7 @@ class PublishedCase:
         padding = [pad_id] * (self.start - len(prompt))
         (rows,) = (self.labels_NL == np.array(padding + prompt + canvas)).all(1).nonzero()
 
-        step, shrink = np.array(data.get("step_map") or range(size)), self.training["shrink"]
+        step, shrink = np.array(data.get("step_map") or range(size)), self.training.get("shrink", 1)
         if not self.is_block and len(step) > size:
             # Merged over the whole response, then cut; our rows merge what is there, so it is done before.
             step, shrink = shrink_steps(np.zeros_like(step), step, shrink), 1
@@ -143,12 +143,14 @@ class PublishedCase:
 
         seen_prompt = padding + prompt if self.spec.family in SEES_LEFT_PADS else prompt
         logprobs, zeros = [0.0] * size, [0.0] * size
-        if self.is_trace:  # the recorded old log-probabilities are what our sampler would have left in the trace
+        if (
+            self.is_trace and "logp_old" in self.inputs
+        ):  # the recorded old log-probabilities are what our sampler would have left in the trace
             for n, j in np.argwhere(self.p_mask_NL[rows, self.start :]):
                 place = {"row": rows[n], "canvas_index": j}
                 logprobs[j] = self.at_targets(self.inputs["logp_old"], place).item()
         trace = Trace(seen_prompt, canvas, step.tolist(), logprobs, zeros, size, self.block_size, 1, "length", seed=i)
-        return PublishedSequence(trace, data["reward"], rows, is_trained_J, shrink, shrunk_P[pair_J])
+        return PublishedSequence(trace, data.get("reward", 0.0), rows, is_trained_J, shrink, shrunk_P[pair_J])
 
     def views(self, i: int) -> list[TrainRow]:
         """Our rows of the i-th sequence, with "row" (the published one) and "old_logprobs" among their values.
@@ -166,16 +168,15 @@ class PublishedCase:
             is_masked_VJ = self.outputs["noise_mask"].bool().numpy()[sequence.rows, -self.num_canvas :]
             masks = (np.pad(m, ((0, 0), (num_prompt, 0))) for m in (is_masked_VJ, is_target_VJ))
             rows = masked_rows(trace.prompt_ids, trace.canvas_ids, grid, mask_id, *masks)
-            # Views are numbered by block, then mask.
-            mask_of_view = [v for _, v in sorted({(j // self.block_size, v) for v, j in np.argwhere(is_target_VJ)})]
         for row in rows:
             if self.is_trace:
                 is_mine_VK = is_target_VJ[:, row.values["canvas_index"]]
                 assert (is_mine_VK.sum(0) == 1).all(), "a token that no published row trains"
                 row.values["row"] = sequence.rows[is_mine_VK.argmax(0)]
             else:
-                row.values["row"] = sequence.rows[np.array(mask_of_view)[row.values["view"]]]
-            row.values["old_logprobs"] = self.at_targets(self.inputs["logp_old"], row.values).numpy()
+                row.values["row"] = sequence.rows[row.values["mask"]]
+            if "logp_old" in self.inputs:
+                row.values["old_logprobs"] = self.at_targets(self.inputs["logp_old"], row.values).numpy()
             self._assert_shows_what_was_shown(row, num_prompt)
         return rows
 

@@ -1,4 +1,4 @@
-"""Semi-autoregressive rows, TraceRL's loss against golden numbers, advantages."""
+"""The loss of SFT, TraceRL's loss against golden numbers, advantages."""
 
 from __future__ import annotations
 
@@ -30,84 +30,6 @@ def demonstrations(n: int = 6) -> list[Demonstration]:
 
 def semi_ar(model, seed: int = 0, **options) -> SemiAR:
     return SemiAR(SemiAR.Options(**options), model.spec, seed)
-
-
-def describe(row, num_prompt: int) -> tuple:
-    return (
-        row.input_ids.tolist(),
-        row.position.tolist(),
-        row.copy.tolist(),
-        row.target_column.tolist(),
-        row.target_ids.tolist(),
-    )
-
-
-def test_rows_hold_what_they_should(model) -> None:
-    items = demonstrations()
-    for item, row in zip(items, semi_ar(model).rows(items), strict=True):
-        ids, num_prompt = [*item.prompt_ids, *item.response_ids], len(item.prompt_ids)
-        padded = ids + [PAD] * (-len(ids) % 4)
-        is_clean = row.copy == 0
-        assert row.input_ids[is_clean].tolist() == padded[: is_clean.sum()]
-        for copy in range(1, row.copy.max() + 1):
-            mine = (row.copy == copy).nonzero()[0]
-            assert len(mine) == 4
-            assert len({p // 4 for p in row.position[mine]}) == 1
-            for column in mine:
-                position, token = row.position[column], row.input_ids[column]
-                is_target = column in row.target_column
-                assert is_target == (token == MASK)
-                assert token in (MASK, padded[position])
-                assert not (is_target and position < num_prompt)  # prompt tokens heading a block are never masked
-        assert [padded[row.position[c]] for c in row.target_column] == row.target_ids.tolist()
-
-
-def test_masks_depend_on_seed_sample_and_epoch_only(model) -> None:
-    items = demonstrations()
-    together = [describe(r, 0) for r in semi_ar(model).rows(items)]
-    alone = [describe(semi_ar(model).rows([item])[0], 0) for item in reversed(items)][::-1]
-    assert together == alone
-    next_epoch = [Demonstration(i.key, 1, i.prompt_ids, i.response_ids) for i in items]
-    assert [describe(r, 0) for r in semi_ar(model).rows(next_epoch)] != together
-    assert [describe(r, 0) for r in semi_ar(model, seed=1).rows(items)] != together
-
-
-def test_mask_rates(model) -> None:
-    """The rate is the block's own, U(lo, hi): the share of masks is its mean, and blocks differ more than tokens would."""
-    items = [Demonstration(i, 0, [], [5] * 4) for i in range(4000)]
-    drawn = semi_ar(model, min_rate=0.2, max_rate=0.8)._draw_masks(items, np.zeros(4000, dtype=np.int64), 1)[:, 0]
-    assert drawn.mean() == pytest.approx(0.5, abs=0.02)
-    per_block = drawn.sum(1)
-    assert per_block.var() == pytest.approx(4 * 0.25 + 12 * 0.6**2 / 12, rel=0.08)  # binomial + spread of the rate
-
-
-def test_trained_pads(model) -> None:
-    items = [Demonstration(i, 0, [7], [5, 6]) for i in range(300)]  # one pad fills the block
-
-    def pads(**options) -> int:
-        return sum(int((r.target_ids == PAD).sum()) for r in semi_ar(model, **options).rows(items))
-
-    assert pads() > 0
-    assert pads(num_trained_pads=0) == 0
-    assert pads(num_trained_pads=1) == pads()
-
-
-def test_several_noisy_copies_share_the_clean_one(model) -> None:
-    items = demonstrations()
-    one, three = (sum(len(r.input_ids) for r in semi_ar(model, num_noisy_copies=n).rows(items)) for n in (1, 3))
-    assert one < three < 3 * one
-
-
-def test_weights_make_a_token_mean(model) -> None:
-    rows = semi_ar(model).rows(demonstrations())
-    weights = np.concatenate([row.values["weight"] for row in rows])
-    assert len({len(row.target_ids) for row in rows}) > 1
-    assert weights == pytest.approx(np.full(len(weights), 1 / len(weights)))  # every token the same, whatever its row
-
-
-def test_noisy_copies_have_their_own_masks(model) -> None:
-    drawn = semi_ar(model, num_noisy_copies=2)._draw_masks(demonstrations(), np.zeros(6, dtype=np.int64), 5)
-    assert (drawn[:, 0] != drawn[:, 1]).any()
 
 
 def test_sft_loss_is_cross_entropy(model) -> None:

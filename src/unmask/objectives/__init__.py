@@ -12,6 +12,7 @@ from torch import Tensor
 
 from unmask.config import Plugin, make_plugin
 from unmask.models import Decoder
+from unmask.objectives.ar import Autoregressive
 from unmask.objectives.coupled import Coupled
 from unmask.objectives.fused_head import TargetStats
 from unmask.objectives.random_masking import RandomMasking
@@ -52,7 +53,9 @@ class RlObjective(Protocol):
         ...
 
 
-SFT_OBJECTIVES: dict[str, Any] = {"semi_ar": SemiAR, "random_masking": RandomMaskingSft, "trace": TraceSft}
+SFT_OBJECTIVES: dict[str, Any] = {
+    "semi_ar": SemiAR, "random_masking": RandomMaskingSft, "trace": TraceSft, "ar": Autoregressive,
+}  # fmt: skip
 RL_OBJECTIVES: dict[str, Any] = {"trace_rl": TraceRL, "random_masking": RandomMasking, "coupled": Coupled}
 
 

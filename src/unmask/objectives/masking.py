@@ -1,6 +1,6 @@
 """Masks drawn at random: which tokens of a sequence are masked, as a function of who asks and not of the batch.
 
-Shape suffixes: I sequences, V masks, S positions.
+Shape suffixes: V masks, S positions.
 """
 
 from __future__ import annotations
@@ -28,19 +28,29 @@ class MaskRates(BaseModel):
             raise ValueError(f"min_rate {self.min_rate} is above max_rate {self.max_rate}")
         return self
 
+    def between(self, share_VS: np.ndarray) -> np.ndarray:
+        """The rates [V, S] at these shares of the way from the lowest to the highest."""
+        return self.min_rate + (self.max_rate - self.min_rate) * share_VS
 
-def draw_masks(
-    keys: Sequence[np.ndarray | int], num_masks: int, position_IS: np.ndarray, block_start_IS: np.ndarray,
-    min_rate: float, max_rate: float,
-) -> np.ndarray:  # fmt: skip
-    """Bool [I, V, S]: is the position masked? Each block of each mask has a rate of its own, U(min_rate, max_rate).
 
-    keys: numbers, or one for each sequence [I], that name it (seed, epoch, sample): equal keys give equal masks.
-    block_start_IS: the first position of each position's block.
+def draw_positions(keys: Sequence[np.ndarray | int], num_masks: int, position_S: np.ndarray) -> np.ndarray:
+    """Float64 [V, S], uniform in [0, 1), for each position of each mask.
+
+    keys: numbers that name the sequence (seed, epoch, sample), or one for each position [S] where those of several sequences
+    follow each other: equal keys give equal numbers, in whatever batch they are.
     """
+    return _uniform(keys, num_masks, position_S)
+
+
+def draw_blocks(keys: Sequence[np.ndarray | int], num_masks: int, block_start_S: np.ndarray) -> np.ndarray:
+    """Float64 [V, S], uniform in [0, 1), the same at all positions of a block and independent of `draw_positions`.
+
+    block_start_S: the first position of each position's block.
+    """
+    return _uniform(keys, num_masks, -1 - block_start_S)
+
+
+def _uniform(keys: Sequence[np.ndarray | int], num_masks: int, cell_S: np.ndarray) -> np.ndarray:
     mask_V1 = np.arange(num_masks)[:, None]
-    cells = np.stack((position_IS, -1 - block_start_IS))[:, :, None]  # the second ones give the rates of blocks
-    named = [np.reshape(key, (-1, 1, 1)) for key in keys]
-    numbers = np.broadcast_arrays(*named, mask_V1, cells)
-    draw_IVS, rate_IVS = uniform(*(torch.from_numpy(np.ascontiguousarray(n, dtype=np.int64)) for n in numbers)).numpy()
-    return draw_IVS < min_rate + (max_rate - min_rate) * rate_IVS
+    numbers = np.broadcast_arrays(*(np.reshape(key, (1, -1)) for key in keys), mask_V1, cell_S)
+    return uniform(*(torch.from_numpy(np.ascontiguousarray(n, dtype=np.int64)) for n in numbers)).numpy()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from pydantic import Field
 
-from unmask.objectives.masking import MaskRates, draw_masks
+from unmask.objectives.masking import MaskRates, draw_blocks, draw_positions
 from unmask.objectives.policy import PolicyObjective, PolicyOptions
 from unmask.objectives.rows import TrainRow
 from unmask.objectives.views import Grid, masked_rows
@@ -43,4 +43,5 @@ class RandomMasking(PolicyObjective):
         o = self.options
         start_S = np.searchsorted(block_S, block_S)
         keys = (rollout.trace.seed, draw)
-        return draw_masks(keys, o.num_masks, np.arange(len(block_S))[None], start_S[None], o.min_rate, o.max_rate)[0]
+        rate_VS = o.between(draw_blocks(keys, o.num_masks, start_S))
+        return draw_positions(keys, o.num_masks, np.arange(len(block_S))) < rate_VS

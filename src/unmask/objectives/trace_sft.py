@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from unmask.errors import UnmaskError
 from unmask.models import ModelSpec
-from unmask.objectives.cross_entropy import cross_entropy
+from unmask.objectives.cross_entropy import SftOptions, cross_entropy
 from unmask.objectives.fused_head import TargetStats
 from unmask.objectives.rows import RowBatch, TrainRow, set_weights
 from unmask.objectives.trace_views import trace_rows
@@ -20,9 +21,10 @@ from unmask.types import Demonstration
 class TraceSft:
     """The views of TraceRL, with cross-entropy. Needs demonstrations with a trace (source `traces`)."""
 
-    class Options(BaseModel):
-        model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
+    class Options(SftOptions):
+        loss_normalization: Literal["token", "sequence", "constant", "trace_step"] = Field(  # type: ignore[assignment]
+            "token", description="how tokens are averaged; trace_step = first those of a step, then the steps' sums"
+        )
         block_size: int | None = Field(None, ge=1, description="block models: None = the one the trace was decoded with")
         trace_shrink: int = Field(1, ge=1, description="merge this many neighbouring steps")
 
@@ -30,14 +32,14 @@ class TraceSft:
         self.options, self.spec = options, spec
 
     def rows(self, items: Sequence[Demonstration]) -> list[TrainRow]:
-        """Rows of the demonstrations, with "weight" such that the loss is the mean over all trained tokens."""
+        """Rows of the demonstrations, with "weight" of every target; weights refer to all of `items`."""
         rows_of = []
         for item in items:
             if item.trace is None:
                 raise UnmaskError(f"example {item.key}: has no trace; trace SFT needs them: use the source traces")
             grid = Grid.of(self.spec, self.options.block_size or item.trace.block_size)
             rows_of.append(trace_rows(item.trace, grid, self.spec.mask_token_id, trace_shrink=self.options.trace_shrink))
-        set_weights(rows_of, "token", 1, len(rows_of))
+        set_weights(rows_of, self.options.loss_normalization, self.options.constant_length, len(items))
         return [row for rows in rows_of for row in rows]
 
     def loss(self, stats: TargetStats, batch: RowBatch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -99,7 +99,10 @@ def masked_rows(
     is_masked_VS: np.ndarray,
     is_target_VS: np.ndarray,
 ) -> list[TrainRow]:
-    """Rows for given masks over prompt and canvas, several of them (V). What has no target becomes no view."""
+    """Rows for given masks over prompt and canvas, several of them (V). What has no target becomes no view.
+
+    Values, per target: those of `make_rows`, and "mask" (its index in V).
+    """
     token_ids_S, block_S = grid_tokens(prompt_ids, canvas_ids, grid, mask_token_id)
     num_beyond = len(block_S) - is_masked_VS.shape[1]
     is_masked_VS, is_target_VS = (np.pad(a, ((0, 0), (0, num_beyond))) for a in (is_masked_VS, is_target_VS & is_masked_VS))
@@ -110,7 +113,10 @@ def masked_rows(
     place = (mask_C[:, None], np.maximum(position_CT, 0))
     noisy_ids_CT = np.where(is_masked_VS[place], mask_token_id, token_ids_S[place[1]])
     is_full = grid.block_size is None
-    return make_rows(token_ids_S, block_S, len(prompt_ids), position_CT, noisy_ids_CT, is_target_VS[place], is_full=is_full)
+    rows = make_rows(token_ids_S, block_S, len(prompt_ids), position_CT, noisy_ids_CT, is_target_VS[place], is_full=is_full)
+    for row in rows:
+        row.values["mask"] = mask_C[row.values["view"]]
+    return rows
 
 
 def grid_tokens(prompt_ids: list[int], canvas_ids: list[int], grid: Grid, mask_token_id: int) -> tuple[np.ndarray, np.ndarray]:

@@ -30,7 +30,8 @@ def train_sft(
         for step in run.steps():
             start = time.monotonic()
             # 1. The step's demonstrations, from its place in the seeded epochs.
-            items = [demonstration(source, tokenizer, *order[n]) for n in range(step * batch_size, (step + 1) * batch_size)]
+            places = range(step * batch_size, (step + 1) * batch_size)
+            items = [demonstration(source, tokenizer, *order[place], place) for place in places]
             # 2. Rows: clean and noisy copies.
             rows = objective.rows(items)
             # 3. One optimizer step.
@@ -41,10 +42,10 @@ def train_sft(
     return run.outcome
 
 
-def demonstration(source: Source, tokenizer: ChatTokenizer, index: int, epoch: int) -> Demonstration:
+def demonstration(source: Source, tokenizer: ChatTokenizer, index: int, epoch: int, place: int = 0) -> Demonstration:
     example = source[index]
     if example.trace is not None:
-        return Demonstration(index, epoch, example.trace.prompt_ids, example.trace.response_ids, example.trace)
+        return Demonstration(index, epoch, example.trace.prompt_ids, example.trace.response_ids, example.trace, place)
     if example.response is None:
         raise UnmaskError(f"example {example.id}: has no response; supervised fine-tuning needs demonstrations")
-    return Demonstration(index, epoch, tokenizer.prompt_ids(example), tokenizer.response_ids(example))
+    return Demonstration(index, epoch, tokenizer.prompt_ids(example), tokenizer.response_ids(example), place=place)

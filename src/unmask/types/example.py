@@ -97,6 +97,7 @@ class Demonstration:
 
     `key` (its index in the source) and `epoch` name it in the random numbers: its masks are the same in any batch, on any
     rank and after resumption. `response_ids` ends with the turn's stop token. `trace`: how they were decoded, if recorded.
+    `place`: so many demonstrations of the run come before it.
     """
 
     key: int
@@ -104,6 +105,7 @@ class Demonstration:
     prompt_ids: list[int]
     response_ids: list[int]
     trace: Trace | None = None
+    place: int = 0
 
 
 @dataclass(slots=True)
