@@ -37,6 +37,8 @@ FUNCTIONS: dict[str, tuple[str, str] | tuple[str, str, str]] = {
     "modules of the program": ("import math, re\ndef f(x): return math.sqrt(x)", "assert math.isclose(f(2), 2 ** 0.5) and re.match('1', str(f(2)))"),
     "a function imported by the program": ("from math import isclose, sqrt as f", "assert isclose(f(2), 2 ** 0.5)"),
     "named like a builtin": ("def pow(a, b): return a * b", "assert pow(2, 3) == 6"),
+    "named like a builtin, with others": ("def sum(a, b): return [a, b, a]", "assert set(sum(1, 2)) == {1, 2} and all(sum(a, b) == [a, b, a] for a, b in zip([1], [2]))"),
+    "named like a class of the library": ("class Counter:\n    def __init__(self): self.n = 0\n    def hit(self): self.n += 1; return self.n", "c = Counter()\nassert len([c.hit() for _ in range(2)]) == 2 and c.n == 2"),
     "named like a module": ("def bisect(a): return a + 1", "assert bisect(1) == 2"),
     "a generator": ("def f(n):\n    for i in range(n): yield i * i", "assert list(f(4)) == [0, 1, 4, 9]\ng = f(2)\nassert next(g) == 0 and next(g) == 1 and next(g, 7) == 7"),
     "a closure": ("def f(n):\n    def g(x): return x + n\n    return g", "assert f(1)(2) == 3 and f('a')('b') == 'ba'"),

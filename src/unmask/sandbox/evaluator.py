@@ -12,6 +12,7 @@ import socket
 import symtable
 import traceback
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any, NoReturn
 
 from unmask.sandbox.remote import MODULES, Program
@@ -23,13 +24,20 @@ _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 # What test code may use without importing it, because programs do: name -> (module, member; None = itself). A program that
 # says what `isclose` or `Counter` is passes every test that compares with it.
 _COMMON: dict[str, list[tuple[str, str | None]]] = {
-    "np": [("numpy", None)], "sys": [("sys", None)], "isclose": [("math", "isclose")], "allclose": [("numpy", "allclose")],
+    "np": [("numpy", None)], "sys": [("sys", None)], "approx": [("pytest", "approx")],
+    **{name: [("numpy", name)] for name in ("allclose", "array_equal")},
+    **{name: [("math", name)] for name in ("isclose", "isnan", "isinf", "isfinite", "fabs", "sqrt", "nan", "inf", "pi")},
     "deepcopy": [("copy", "deepcopy")], "Decimal": [("decimal", "Decimal")], "Fraction": [("fractions", "Fraction")],
     **{name: [("collections", name)] for name in ("Counter", "OrderedDict", "defaultdict", "deque", "namedtuple")},
     **{name: [(name, None)] for name in MODULES},
     **{name: [("datetime", name)] for name in ("date", "timedelta", "timezone")},
     "datetime": [("datetime", None), ("datetime", "datetime")],
 }  # fmt: skip
+# What tests compare and repeat with, besides types: hardly ever itself what is tested.
+_MEANS = frozenset((
+    "abs", "all", "any", "approx", "allclose", "array_equal", "callable", "fabs", "getattr", "hasattr", "isclose", "isfinite",
+    "isinf", "isinstance", "isnan", "issubclass", "iter", "len", "max", "min", "next", "print", "repr", "round", "sorted",
+))  # fmt: skip
 
 
 def run_tests() -> NoReturn:
@@ -82,20 +90,33 @@ def _has_no_body(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
 
 
 def _add_names(namespace: dict[str, Any], test: str, program: Program) -> None:
-    """The program's globals that the test code speaks of. What has a meaning without the program keeps it, unless nothing in
-    the test is the program's: then a function is tested that is called like a builtin. Raises `NameError` if none is."""
+    """The program's globals that the test code speaks of. What has a meaning without the program keeps it, unless all in the
+    test has: then a function is tested that is called like a builtin. Raises `NameError` if the program defines nothing of it.
+    """
     tree = ast.parse(test)
     words = sorted({node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id not in namespace})
     known = {word: value for word in words if (value := _find_known(tree, word)) is not None}
     unknown = [word for word in words if word not in known and not hasattr(builtins, word)]
+    outside = _names_from_outside(test)
     found = _look_up(program, unknown)
-    if found.keys() & _names_from_outside(test):
+    if found.keys() & outside:
         found |= {word: value for word, value in known.items() if program.defines(word)}
-    else:
-        found |= _look_up(program, [word for word in words if word not in unknown])
-    if not found.keys() & _names_from_outside(test):
+    elif not outside.intersection(unknown):
+        tested = _named_like_builtin([word for word in words if word in outside], known)
+        found |= known | _look_up(program, tested)
+        outside &= set(tested)
+    if not found.keys() & outside:
         raise NameError("the program defines nothing that the test uses")
     namespace.update(found)
+
+
+def _named_like_builtin(words: list[str], known: dict[str, Any]) -> list[str]:
+    """Which of them is tested. Only one: a program that also said what `zip` is would end the test's loops unseen."""
+    words = [word for word in words if not isinstance(known.get(word), ModuleType)]
+    telling = [word for word in words if word not in _MEANS]
+    functions = [word for word in telling if word not in known and not isinstance(getattr(builtins, word), type)]
+    choice = functions or [word for word in telling if word in known] or words
+    return choice if len(choice) == 1 else []
 
 
 def _look_up(program: Program, words: list[str]) -> dict[str, Any]:
