@@ -53,6 +53,7 @@ def jobs(*, is_thorough: bool) -> list[Job]:
             "no arguments",
             "builtin",
             "builtin in a function",
+            "with",
         )
     ]
     found = []

@@ -11,7 +11,7 @@ import os
 import socket
 import symtable
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -58,28 +58,33 @@ def _run(test: str, prefix: str, channel: Channel) -> None:
     if "failed" in greeting:
         raise ClosedError(f"does not run: {greeting['failed']}")
     code = compile(test, NAME, "exec", dont_inherit=True)
-    namespace = _trusted(prefix)
-    _add_names(namespace, test, Program(channel))
+    namespace, unfinished = _trusted(prefix)
+    program = Program(channel)
+    _add_names(namespace, test, program)
+    namespace |= _look_up(program, unfinished - namespace.keys())
     exec(code, namespace)
     if channel.is_broken:
         raise ClosedError("ended while it was called, which the test code took for an exception of the program's")
 
 
-def _trusted(prefix: str) -> dict[str, Any]:
+def _trusted(prefix: str) -> tuple[dict[str, Any], set[str]]:
     """The functions and imports that stand before the program, from here and not from a program that may have replaced them.
 
-    Without classes, whose objects are the program's, and functions without a body, which the program should write.
+    Without classes, whose objects are the program's, and functions without a body, which the program should write: the names
+    of these, which the others may use, too.
     """
     namespace: dict[str, Any] = {"__name__": "tests"}
     try:
         body = ast.parse(prefix).body
         exec(compile(prefix, "prefix", "exec", dont_inherit=True), namespace)
     except Exception:
-        return {"__name__": "tests"}  # the beginning of a program that is not complete by itself
+        return {"__name__": "tests"}, set()  # the beginning of a program that is not complete by itself
+    unfinished = set()
     for node in body:
         if isinstance(node, ast.ClassDef) or (isinstance(node, _FUNCTIONS) and _has_no_body(node)):
             namespace.pop(node.name, None)
-    return namespace
+            unfinished.add(node.name)
+    return namespace, unfinished
 
 
 def _has_no_body(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
@@ -119,7 +124,7 @@ def _named_like_builtin(words: list[str], known: dict[str, Any]) -> list[str]:
     return choice if len(choice) == 1 else []
 
 
-def _look_up(program: Program, words: list[str]) -> dict[str, Any]:
+def _look_up(program: Program, words: Iterable[str]) -> dict[str, Any]:
     found = {}
     for word in words:
         with contextlib.suppress(NameError):
