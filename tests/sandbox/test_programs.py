@@ -214,6 +214,14 @@ def test_arrays() -> None:
         async with Sandbox("auto", 1) as sandbox:
             tests = CodeTests(test_method="function", test_list=(test,))
             assert [r.reason for r in await run_tests(sandbox, program, tests, CodeLimits(time_s=10.0))] == ["passed"]
+            close = ("import numpy as np\nassert np.allclose(f(1), 3.25)", "import numpy as np\nassert np.allclose(f(0), [])")
+            tests = CodeTests(test_method="function", test_list=close)
+            for program_of_close, passed in (
+                ("def f(x): return [3.25] * x", [True, True]),
+                ("def f(x): return []", [False, True]),
+            ):
+                results = await run_tests(sandbox, program_of_close, tests, CodeLimits(time_s=10.0))
+                assert [r.passed for r in results] == passed
 
     asyncio.run(go())
 

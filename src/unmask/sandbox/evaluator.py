@@ -58,6 +58,8 @@ def _run(test: str, prefix: str, channel: Channel) -> None:
     if "failed" in greeting:
         raise ClosedError(f"does not run: {greeting['failed']}")
     code = compile(test, NAME, "exec", dont_inherit=True)
+    if "allclose" in f"{prefix}{test}":
+        _compare_no_empty_arrays()
     namespace, unfinished = _trusted(prefix)
     program = Program(channel)
     _add_names(namespace, test, program)
@@ -65,6 +67,18 @@ def _run(test: str, prefix: str, channel: Channel) -> None:
     exec(code, namespace)
     if channel.is_broken:
         raise ClosedError("ended while it was called, which the test code took for an exception of the program's")
+
+
+def _compare_no_empty_arrays() -> None:
+    """For NumPy, all numbers of an empty array are close to 3.25: a program that returns `[]` would pass."""
+    with contextlib.suppress(ImportError):
+        numpy: Any = importlib.import_module("numpy")
+        compare = numpy.allclose
+
+        def allclose(a: Any, b: Any, *args: Any, **kwargs: Any) -> bool:
+            return (numpy.size(a) == 0) == (numpy.size(b) == 0) and compare(a, b, *args, **kwargs)
+
+        numpy.allclose = allclose
 
 
 def _trusted(prefix: str) -> tuple[dict[str, Any], set[str]]:
