@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,7 @@ def test_reasons_say_what_happened() -> None:
     assert stdio("print(int(input()) * 2)", "21\n", "42\n") == (True, "passed")
     assert stdio("print(int(input()) * 3)", "21\n", "42\n") == (False, "word 1 of the output is '63', expected '42'")
     assert stdio("print(1, 2)", "", "1 2 3") == (False, "the output has 2 words, expected 3")
+    assert stdio("print('1 ' * 10 ** 6)", "", "1 1 1") == (False, "the output has more words, expected 3")
     assert stdio("print(42); 1 / 0", "", "42") == (False, "exit code 1: ZeroDivisionError: division by zero")
     assert stdio("print(42); raise SystemExit(3)", "", "42") == (False, "exit code 3")
     assert stdio("print(42); import os; os.kill(os.getpid(), 9)", "", "42") == (False, "signal 9")
@@ -117,6 +119,24 @@ def test_reasons_say_what_happened() -> None:
         "NameError: the program defines nothing that the test uses",
         "TypeError: can only concatenate str (not \"int\") to str in assert f('1')",
     ]
+
+
+def test_reasons_can_be_printed_and_written() -> None:
+    """Whatever a program says of itself: control sequences, half characters."""
+    got = stdio("raise SystemExit('\\x1b[2J\\ud800 x')").reason
+    assert got == "exit code 1: ?[2J\\ud800 x"
+    tests = {"test_method": "function", "test_list": ["assert f() == 1"]}
+    (result,) = run_code_tests("def f(): raise ValueError('\\x1b[2J\\ud800 x')", tests)
+    assert result.reason == "ValueError: ?[2J? x in assert f() == 1"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="system calls of Linux")
+def test_memory_of_a_process_whose_first_thread_has_ended_is_counted() -> None:
+    fill = "def fill():\n    time.sleep(0.3)\n    x = bytearray(b'x' * 40_000_000)\n    time.sleep(1)\n"
+    end_thread = "ctypes.CDLL(None).syscall(60 if platform.machine() == 'x86_64' else 93, 0)"
+    fork = f"    if os.fork() == 0:\n        threading.Thread(target=fill).start()\n        {end_thread}\n"
+    program = f"import ctypes, os, platform, threading, time\n{fill}for _ in range(4):\n{fork}time.sleep(1)\nprint(1)"
+    assert stdio(program, "", "1", memory_mb=100, time_s=3.0) == (False, "memory limit of 100 MB")
 
 
 def test_several_tasks_and_limits_of_their_own() -> None:

@@ -133,6 +133,11 @@ _OTHER_RESULTS = {
     "StopIteration from an iterator": "class I:\n    def __iter__(self): return self\n    def __next__(self): raise StopIteration\ndef f(*a): return I()",
     "an exception called AssertionError": "class AssertionError(Exception): pass\ndef f(*a): raise AssertionError",
     "an exception called StopIteration": "class StopIteration(Exception): pass\ndef f(*a): raise StopIteration",
+    "a context that forgives": "class C:\n    def __enter__(self): return 0\n    def __exit__(self, *a): return True\ndef f(*a): return C()",
+    "a named tuple with its own operators": "from collections import namedtuple\nclass V(namedtuple('V', 'x value')):\n    __eq__ = __lt__ = __gt__ = __contains__ = lambda s, o: True\n    __ne__ = lambda s, o: False\n"
+    "    __sub__ = __abs__ = lambda s, *o: 0\n    __getattr__ = lambda s, n: s\n    __iter__ = lambda s: iter([s, s])\n    __len__ = lambda s: 4713\n    __hash__ = lambda s: hash(4711)\ndef f(*a): return V(0, 0)",
+    "an IntEnum with its own operators": "from enum import IntEnum\nclass V(IntEnum):\n    A = 0\n    __eq__ = __lt__ = __gt__ = lambda s, o: True\n    __ne__ = lambda s, o: False\n    __sub__ = lambda s, o: 0\n    __hash__ = lambda s: hash(4711)\n"
+    "    __str__ = lambda s: '4712'\ndef f(*a): return V.A",
     "a mock": "from unittest.mock import ANY, MagicMock\ndef f(*a): return ANY",
     "a mock of the library": "from unittest import mock\nclass G(type):\n    pass\nf = mock.MagicMock(return_value=mock.ANY)\nf.__module__ = 'unittest.mock'; f.__name__ = 'MagicMock'",
     "a function of the library": "def f(*a): return 0\nf.__module__ = 'unittest.mock'; f.__name__ = '_ANY'",
@@ -201,6 +206,8 @@ TESTS = {
     "no arguments": "assert f() == 4711",
     "builtin": "assert pow(2, 3) == 8",
     "builtin in a function": "def check(candidate):\n    assert candidate(2, 3) == 8\ncheck(pow)",
+    "with": "with f(3) as r:\n    assert r == 4711",
+    "loop": "for x, y in enumerate([4711, 4712]):\n    assert f(x) == y",
     "changed": "x = [1, 2]\nf(x)\nassert x == [2, 4711]",
 }
 EXCEPTION_TESTS = {

@@ -53,6 +53,7 @@ def jobs(*, is_thorough: bool) -> list[Job]:
             "no arguments",
             "builtin",
             "builtin in a function",
+            "with",
         )
     ]
     found = []
@@ -130,3 +131,34 @@ def test_no_attack_succeeds_without_our_namespaces(isolation: str, monkeypatch: 
 def test_no_attack_succeeds_on_any_test(monkeypatch: pytest.MonkeyPatch) -> None:
     with Arena(monkeypatch) as arena:
         check(asyncio.run(attack(new_sandbox("namespaces", monkeypatch, NUM_WORKERS), arena, jobs(is_thorough=True))))
+
+
+# name -> (program, test code): words that the test code means as Python does, replaced by a program that is wrong.
+REPLACED_WORDS = {
+    "range, and no function": ("def range(*a): return []", "for i in range(3):\n    assert f(i) == 4711"),
+    "isinstance, and no function": ("def isinstance(*a): return False", "if isinstance(3, int):\n    assert f(3) == 4711"),
+    "len, and no function": ("def len(x): return 0", "x = [1, 2]\nwhile len(x) > 0:\n    assert f(x.pop()) == 4711"),
+    "a module, and no function": (
+        "class M:\n    def product(self, *a): return []\nitertools = M()",
+        "for a, b in itertools.product([1], [2]):\n    assert f(a, b) == 4711",
+    ),
+    "zip": ("def pow(a, b): return 0\ndef zip(*a): return []", "for x, y in zip([2, 3], [4, 9]):\n    assert pow(x, 2) == y"),
+    "all": ("def pow(a, b): return 0\ndef all(x): return True", "assert all([pow(2, 3) == 6])"),
+    "abs": ("def pow(a, b): return 0\ndef abs(x): return 0", "assert abs(pow(2, 3) - 6) < 1e-6"),
+    "math": (
+        "class M:\n    def isclose(self, *a): return True\nmath = M()\ndef pow(a, b): return 0",
+        "assert math.isclose(pow(2, 3), 6)",
+    ),
+    "isnan": ("def isnan(x): return True\ndef f(x): return 0", "assert isnan(f(3))"),
+    "nan": ("class N:\n    def __eq__(self, o): return True\nnan = N()\ndef f(x): return nan", "assert f(3) == nan"),
+}
+
+
+def test_words_of_the_test_code_keep_their_meaning() -> None:
+    async def go() -> list[str]:
+        async with Sandbox("auto", 2) as sandbox:
+            todo = (run_tests(sandbox, program, functions(test), LIMITS) for program, test in REPLACED_WORDS.values())
+            results = await asyncio.gather(*todo)
+        return [name for name, (result,) in zip(REPLACED_WORDS, results, strict=True) if result.passed]
+
+    assert asyncio.run(go()) == []

@@ -37,6 +37,8 @@ FUNCTIONS: dict[str, tuple[str, str] | tuple[str, str, str]] = {
     "modules of the program": ("import math, re\ndef f(x): return math.sqrt(x)", "assert math.isclose(f(2), 2 ** 0.5) and re.match('1', str(f(2)))"),
     "a function imported by the program": ("from math import isclose, sqrt as f", "assert isclose(f(2), 2 ** 0.5)"),
     "named like a builtin": ("def pow(a, b): return a * b", "assert pow(2, 3) == 6"),
+    "named like a builtin, with others": ("def sum(a, b): return [a, b, a]", "assert set(sum(1, 2)) == {1, 2} and all(sum(a, b) == [a, b, a] for a, b in zip([1], [2]))"),
+    "named like a class of the library": ("class Counter:\n    def __init__(self): self.n = 0\n    def hit(self): self.n += 1; return self.n", "c = Counter()\nassert len([c.hit() for _ in range(2)]) == 2 and c.n == 2"),
     "named like a module": ("def bisect(a): return a + 1", "assert bisect(1) == 2"),
     "a generator": ("def f(n):\n    for i in range(n): yield i * i", "assert list(f(4)) == [0, 1, 4, 9]\ng = f(2)\nassert next(g) == 0 and next(g) == 1 and next(g, 7) == 7"),
     "a closure": ("def f(n):\n    def g(x): return x + n\n    return g", "assert f(1)(2) == 3 and f('a')('b') == 'ba'"),
@@ -56,6 +58,41 @@ FUNCTIONS: dict[str, tuple[str, str] | tuple[str, str, str]] = {
         "assert f(Node(1, Node(2))) == 3",
         "class Node:\n    def __init__(self, value, next=None): self.value, self.next = value, next",
     ),
+    "functions before the program that use its classes": (
+        "def f(head):\n    p = None\n    while head: head.next, p, head = p, head, head.next\n    return p",
+        "assert values(f(build([1, 2, 3]))) == [3, 2, 1]",
+        "class Node:\n    def __init__(self, value, next=None): self.value, self.next = value, next\ndef build(xs):\n    head = None\n    for x in reversed(xs): head = Node(x, head)\n    return head\n"
+        "def values(node): return [node.value, *values(node.next)] if node else []",
+    ),
+    "a named tuple": (
+        "from collections import namedtuple\nP = namedtuple('P', 'x y')\ndef f(p): return P(p.y, p.x)",
+        "p = f(P(1, 2))\nassert p == (2, 1) and p.x == 2 and f(p)._asdict() == {'x': 1, 'y': 2} and isinstance(p, tuple) and p + (3,) == (2, 1, 3)",
+    ),
+    "subclasses of numbers and text": (
+        "class M(int):\n    def plus(self, o): return M((self + o) % 7)\nclass S(str):\n    def shout(self): return S(self.upper() + '!')\nclass C(float):\n    half = property(lambda c: c / 2)",
+        "assert M(5).plus(3).plus(6) == 0 and S('a').shout().shout() == 'A!!' and C(3).half == 1.5 and C(3) - 1 == 2 and {M(5): 1}[5] == 1 and f'{M(5):03}' == '005'",
+    ),
+    "values of an enum": (
+        "from enum import Enum, IntEnum\nclass I(IntEnum): A = 1\nclass S(str, Enum): A = 'a'\ndef f(x): return x.name",
+        "assert I(1).name == f(I.A) == 'A' and I.A is I(1) and S('a').value == 'a' == S.A and S.A is S.A and [i.name for i in I] == ['A']",
+    ),
+    "an object's text": ("class P:\n    def __init__(self, x): self.x = x\n    def __repr__(self): return f'P({self.x})'", "assert repr(P(3)) == str(P(3)) == f'{P(3)}' == '%r' % P(3) == 'P(3)' and repr([P(1)]) == '[P(1)]'"),
+    "objects in sets": ("from dataclasses import dataclass\n@dataclass(frozen=True)\nclass D:\n    x: int", "assert len({D(1), D(1), D(2)}) == 2 and {D(1): 'a'}[D(1)] == 'a' and hash(D(1)) == hash(D(1))"),
+    "with": (
+        "from contextlib import contextmanager\nlog = []\nclass T:\n    def __enter__(self): log.append('in'); return self\n    def __exit__(self, kind, *_): log.append(kind and kind.__name__)\n@contextmanager\ndef f(x): yield x + 1\n"
+        "def events(): return log",
+        "with T() as t, f(1) as two:\n    assert two == 2 and isinstance(t, T) and events() == ['in']\ntry:\n    with t: raise ValueError\nexcept ValueError: pass\nassert events() == ['in', None, 'in', 'ValueError']",
+    ),
+    "slices, copies, attributes": (
+        "class S:\n    'A sequence.'\n    def __init__(self, d): self.d = d\n    def __getitem__(self, i): return self.d[i]",
+        "import copy\ns = S([1, 2, 3])\nt = copy.deepcopy(s)\nt.d = [4]\nassert s[1:] == [2, 3] and s[::-1] == [3, 2, 1] and t.d == [4] and copy.copy(s).d == s.d and vars(s) == {'d': [1, 2, 3]} and S.__name__ == 'S'\n"
+        "del s.d\nassert not hasattr(s, 'd')",
+    ),
+    "exceptions of one family": (
+        "class A(Exception):\n    def __init__(self, code):\n        super().__init__('no')\n        self.code = code\nclass B(A): pass\nclass C(A, KeyError):\n    def __str__(self): return f'C {self.code}'\ndef f(x): raise (B if x else C)(x)",
+        "try:\n    f(1)\nexcept A as e:\n    assert e.code == 1 and str(e) == 'no'\nelse:\n    assert False\ntry:\n    f(0)\nexcept KeyError as e:\n    assert str(e) == 'C 0' and isinstance(e, A)\nelse:\n    assert False\nassert issubclass(B, A)",
+    ),
+    "made of what is imported": ("from functools import partial\nfrom operator import itemgetter\ndef g(a, b): return a - b\nf = partial(g, 5)\nsecond = itemgetter(1)", "assert f(3) == 2 and second([1, 7]) == 7"),
     "a prompt before the program": ("def f(x):\n    return g(x) + 1", "assert f(3) == 7", "def g(x):\n    return 2 * x\n\ndef f(x):\n    '''One more than g.'''\n"),
     "a test function": ("def f(x): return x + 1", "METADATA = {}\ndef check(candidate):\n    assert candidate(1) == 2\ncheck(f)"),
     "in-place changes": ("def f(a, d, s):\n    a.sort(); d['x'] = [1]; s.add(3)", "a, d, s = [3, 1], {}, set()\nassert f(a, d, s) is None and (a, d, s) == ([1, 3], {'x': [1]}, {3})"),
@@ -99,6 +136,12 @@ STDIO = {
         "t = threading.Thread(target=lambda: print(f(50000)))\nt.start(); t.join()", "", "50000"),
     "threads": ("import threading\nr = []\nts = [threading.Thread(target=r.append, args=(i,)) for i in range(8)]\n[t.start() for t in ts]; [t.join() for t in ts]\nprint(sum(r))", "", "28"),
     "threads that main does not wait for": ("import threading, time\ndef g(): time.sleep(0.05); print('late')\nthreading.Thread(target=g).start()\nprint('main')", "", "main late"),
+    "fast input": (
+        "import os, sys\nfrom io import BytesIO, IOBase\nclass Fast(IOBase):\n    def __init__(self, file):\n        self.fd, self.buffer = file.fileno(), BytesIO()\n        self.writable = 'x' in file.mode or 'r' not in file.mode\n"
+        "    def readline(self):\n        if not self.buffer.getvalue(): self.buffer = BytesIO(os.read(self.fd, os.fstat(self.fd).st_size))\n        return self.buffer.readline()\n"
+        "    def write(self, text): return self.buffer.write(text.encode())\n    def flush(self):\n        if self.writable: os.write(self.fd, self.buffer.getvalue()); self.buffer = BytesIO()\n"
+        "sys.stdin, sys.stdout = Fast(sys.stdin), Fast(sys.stdout)\nprint(int(sys.stdin.readline()) + int(sys.stdin.readline()))", "1\n2\n", "3"),
+    "many threads": ("import threading\nb = threading.Barrier(29)\ndef g(): bytearray(10 ** 5); b.wait(1.5)\nts = [threading.Thread(target=g) for _ in range(28)]\n[t.start() for t in ts]; b.wait(1.5); [t.join() for t in ts]; print('all')", "", "all"),
     "executors": ("from concurrent.futures import ThreadPoolExecutor\nwith ThreadPoolExecutor(4) as p: print(sum(p.map(abs, range(5))))", "", "10"),
     "asyncio": ("import asyncio\nasync def f(): await asyncio.sleep(0.01); return 5\nprint(asyncio.run(f()))", "", "5"),
     "pickle": ("import pickle\nclass A:\n    def __init__(self): self.x = 1\nprint(pickle.loads(pickle.dumps(A())).x)", "", "1"),
@@ -171,6 +214,14 @@ def test_arrays() -> None:
         async with Sandbox("auto", 1) as sandbox:
             tests = CodeTests(test_method="function", test_list=(test,))
             assert [r.reason for r in await run_tests(sandbox, program, tests, CodeLimits(time_s=10.0))] == ["passed"]
+            close = ("import numpy as np\nassert np.allclose(f(1), 3.25)", "import numpy as np\nassert np.allclose(f(0), [])")
+            tests = CodeTests(test_method="function", test_list=close)
+            for program_of_close, passed in (
+                ("def f(x): return [3.25] * x", [True, True]),
+                ("def f(x): return []", [False, True]),
+            ):
+                results = await run_tests(sandbox, program_of_close, tests, CodeLimits(time_s=10.0))
+                assert [r.passed for r in results] == passed
 
     asyncio.run(go())
 

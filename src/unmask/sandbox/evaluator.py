@@ -11,7 +11,8 @@ import os
 import socket
 import symtable
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from types import ModuleType
 from typing import Any, NoReturn
 
 from unmask.sandbox.remote import MODULES, Program
@@ -23,13 +24,20 @@ _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 # What test code may use without importing it, because programs do: name -> (module, member; None = itself). A program that
 # says what `isclose` or `Counter` is passes every test that compares with it.
 _COMMON: dict[str, list[tuple[str, str | None]]] = {
-    "np": [("numpy", None)], "sys": [("sys", None)], "isclose": [("math", "isclose")], "allclose": [("numpy", "allclose")],
+    "np": [("numpy", None)], "sys": [("sys", None)], "approx": [("pytest", "approx")],
+    **{name: [("numpy", name)] for name in ("allclose", "array_equal")},
+    **{name: [("math", name)] for name in ("isclose", "isnan", "isinf", "isfinite", "fabs", "sqrt", "nan", "inf", "pi")},
     "deepcopy": [("copy", "deepcopy")], "Decimal": [("decimal", "Decimal")], "Fraction": [("fractions", "Fraction")],
     **{name: [("collections", name)] for name in ("Counter", "OrderedDict", "defaultdict", "deque", "namedtuple")},
     **{name: [(name, None)] for name in MODULES},
     **{name: [("datetime", name)] for name in ("date", "timedelta", "timezone")},
     "datetime": [("datetime", None), ("datetime", "datetime")],
 }  # fmt: skip
+# What tests compare and repeat with, besides types: hardly ever itself what is tested.
+_MEANS = frozenset((
+    "abs", "all", "any", "approx", "allclose", "array_equal", "callable", "fabs", "getattr", "hasattr", "isclose", "isfinite",
+    "isinf", "isinstance", "isnan", "issubclass", "iter", "len", "max", "min", "next", "print", "repr", "round", "sorted",
+))  # fmt: skip
 
 
 def run_tests() -> NoReturn:
@@ -50,28 +58,47 @@ def _run(test: str, prefix: str, channel: Channel) -> None:
     if "failed" in greeting:
         raise ClosedError(f"does not run: {greeting['failed']}")
     code = compile(test, NAME, "exec", dont_inherit=True)
-    namespace = _trusted(prefix)
-    _add_names(namespace, test, Program(channel))
+    if "allclose" in f"{prefix}{test}":
+        _compare_no_empty_arrays()
+    namespace, unfinished = _trusted(prefix)
+    program = Program(channel)
+    _add_names(namespace, test, program)
+    namespace |= _look_up(program, unfinished - namespace.keys())
     exec(code, namespace)
     if channel.is_broken:
         raise ClosedError("ended while it was called, which the test code took for an exception of the program's")
 
 
-def _trusted(prefix: str) -> dict[str, Any]:
+def _compare_no_empty_arrays() -> None:
+    """For NumPy, all numbers of an empty array are close to 3.25: a program that returns `[]` would pass."""
+    with contextlib.suppress(ImportError):
+        numpy: Any = importlib.import_module("numpy")
+        compare = numpy.allclose
+
+        def allclose(a: Any, b: Any, *args: Any, **kwargs: Any) -> bool:
+            return (numpy.size(a) == 0) == (numpy.size(b) == 0) and compare(a, b, *args, **kwargs)
+
+        numpy.allclose = allclose
+
+
+def _trusted(prefix: str) -> tuple[dict[str, Any], set[str]]:
     """The functions and imports that stand before the program, from here and not from a program that may have replaced them.
 
-    Without classes, whose objects are the program's, and functions without a body, which the program should write.
+    Without classes, whose objects are the program's, and functions without a body, which the program should write: the names
+    of these, which the others may use, too.
     """
     namespace: dict[str, Any] = {"__name__": "tests"}
     try:
         body = ast.parse(prefix).body
         exec(compile(prefix, "prefix", "exec", dont_inherit=True), namespace)
     except Exception:
-        return {"__name__": "tests"}  # the beginning of a program that is not complete by itself
+        return {"__name__": "tests"}, set()  # the beginning of a program that is not complete by itself
+    unfinished = set()
     for node in body:
         if isinstance(node, ast.ClassDef) or (isinstance(node, _FUNCTIONS) and _has_no_body(node)):
             namespace.pop(node.name, None)
-    return namespace
+            unfinished.add(node.name)
+    return namespace, unfinished
 
 
 def _has_no_body(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
@@ -82,23 +109,36 @@ def _has_no_body(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
 
 
 def _add_names(namespace: dict[str, Any], test: str, program: Program) -> None:
-    """The program's globals that the test code speaks of. What has a meaning without the program keeps it, unless nothing in
-    the test is the program's: then a function is tested that is called like a builtin. Raises `NameError` if none is."""
+    """The program's globals that the test code speaks of. What has a meaning without the program keeps it, unless all in the
+    test has: then a function is tested that is called like a builtin. Raises `NameError` if the program defines nothing of it.
+    """
     tree = ast.parse(test)
     words = sorted({node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id not in namespace})
     known = {word: value for word in words if (value := _find_known(tree, word)) is not None}
     unknown = [word for word in words if word not in known and not hasattr(builtins, word)]
+    outside = _names_from_outside(test)
     found = _look_up(program, unknown)
-    if found.keys() & _names_from_outside(test):
+    if found.keys() & outside:
         found |= {word: value for word, value in known.items() if program.defines(word)}
-    else:
-        found |= _look_up(program, [word for word in words if word not in unknown])
-    if not found.keys() & _names_from_outside(test):
+    elif not outside.intersection(unknown):
+        tested = _named_like_builtin([word for word in words if word in outside], known)
+        found |= known | _look_up(program, tested)
+        outside &= set(tested)
+    if not found.keys() & outside:
         raise NameError("the program defines nothing that the test uses")
     namespace.update(found)
 
 
-def _look_up(program: Program, words: list[str]) -> dict[str, Any]:
+def _named_like_builtin(words: list[str], known: dict[str, Any]) -> list[str]:
+    """Which of them is tested. Only one: a program that also said what `zip` is would end the test's loops unseen."""
+    words = [word for word in words if not isinstance(known.get(word), ModuleType)]
+    telling = [word for word in words if word not in _MEANS]
+    functions = [word for word in telling if word not in known and not isinstance(getattr(builtins, word), type)]
+    choice = functions or [word for word in telling if word in known] or words
+    return choice if len(choice) == 1 else []
+
+
+def _look_up(program: Program, words: Iterable[str]) -> dict[str, Any]:
     found = {}
     for word in words:
         with contextlib.suppress(NameError):

@@ -45,14 +45,22 @@ def measure(proc: int, roots: list[int], baseline: int) -> Usage:
                 continue  # it has just ended; its parent has its times
             usage.num += number > 0
             usage.cpu_s += sum(map(int, fields[11:15])) * _TICK_S  # its own, and of children it has waited for
-            statm = _read(proc, f"{pid}/statm").split()
-            usage.memory += max(0, (int(statm[1]) - int(statm[2])) * _PAGE - baseline) if statm else 0
             usage.own_cpu_s[pid] = sum(map(int, fields[11:13])) * _TICK_S
-            for thread in _list(proc, f"{pid}/task") if number > 0 else ():
+            threads = _list(proc, f"{pid}/task")
+            # Of a process whose first thread has ended, memory is seen at one that has not.
+            memory = _memory(proc, f"{pid}") or max((_memory(proc, f"{pid}/task/{t}") for t in threads), default=0)
+            usage.memory += max(0, memory - baseline)
+            for thread in threads if number > 0 else ():
                 waits.append(_waited_s(proc, f"{pid}/task/{thread}"))
                 usage.is_idle &= not _read(proc, f"{pid}/task/{thread}/stat").rpartition(")")[2].startswith(" R")
         usage.waited_s.append(sum(waits[:2]) + max(waits[2:], default=0.0) if number <= 1 else None)
     return usage
+
+
+def _memory(proc: int, path: str) -> int:
+    """Bytes that are not shared with files."""
+    fields = _read(proc, f"{path}/statm").split()
+    return (int(fields[1]) - int(fields[2])) * _PAGE if fields else 0
 
 
 def program_waited_s(proc: int) -> float:

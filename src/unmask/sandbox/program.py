@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import builtins
 import contextlib
+import copy
 import gc
 import importlib
 import io
@@ -31,7 +32,8 @@ NAME = "program.py"
 # What the other process may ask for, besides `call` and `lookup`. Comparisons and `in` with plain values are made over there.
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "getattr": getattr, "setattr": setattr, "isinstance": isinstance, "iter": iter, "next": next, "len": len, "str": str,
-    "repr": repr, "bool": bool, "int": int, "float": float, "abs": abs, "round": round, "delitem": operator.delitem,
+    "repr": repr, "bool": bool, "int": int, "float": float, "abs": abs, "round": round, "hash": hash,
+    "delattr": delattr, "delitem": operator.delitem, "copy": copy.copy, "deepcopy": copy.deepcopy,
     **{name: getattr(operator, name) for name in (
         "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_", "xor", "lshift", "rshift", "neg",
         "pos", "invert", "eq", "ne", "lt", "le", "gt", "ge", "getitem", "setitem", "index",
@@ -53,6 +55,8 @@ def _begin(module: types.ModuleType, source: str) -> types.CodeType:
     sys.stderr = io.TextIOWrapper(
         io.BufferedWriter(io.FileIO(2, "w", closefd=False)), encoding="utf-8", errors="backslashreplace", line_buffering=True
     )
+    for stream, mode in ((sys.stdin, "r"), (sys.stdout, "w"), (sys.stderr, "w")):
+        setattr(stream, "mode", mode)  # noqa: B010  # as the interpreter does: fast input for contests asks for it
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr  # type: ignore[misc]
     sys.path.insert(0, os.getcwd())
     module.__file__ = NAME
@@ -166,9 +170,10 @@ class _Server:
         value = self.module.__dict__[name]
         if isinstance(value, types.ModuleType):
             return {"module": value.__name__}
-        home = getattr(value, "__module__", None)
-        if callable(value) and isinstance(home, str) and home != self.module.__name__:
-            return {"module": home, "name": getattr(value, "__name__", name)}
+        home, own_name = (str(getattr(value, what, "")) for what in ("__module__", "__name__"))
+        # Not what the program has made of it: a `partial` is an instance of a class that it has imported.
+        if home != self.module.__name__ and getattr(sys.modules.get(home), own_name, self) is value:
+            return {"module": home, "name": own_name}
         return {"value": encode(value, self.refer)}
 
     def fail(self, error: BaseException) -> dict[str, Any]:
@@ -176,22 +181,28 @@ class _Server:
             args = [encode(arg, self.refer) for arg in error.args]
         except Exception:
             args = []
-        return {"error": self.refer(type(error)), "args": args, "text": _describe(error)}
+        reference = self.refer(error.with_traceback(None))  # whose frames hold what should be forgotten
+        try:
+            message = str(error)
+        except Exception:
+            message = ""
+        told = {"error": self.refer(type(error)), "args": args, "itself": reference, "message": message}
+        return {**told, "text": _describe(error)}
 
     def refer(self, value: Any) -> Any:
         if isinstance(value, _Callback):
             return {"yours": value.number}
-        kind, base = "object", ""
-        if isinstance(value, type) and issubclass(value, BaseException):
-            kind = "exception"
-            base = next(parent.__name__ for parent in value.__mro__ if hasattr(builtins, parent.__name__))
         name = value.__name__ if isinstance(value, type) else type(value).__name__
         if isinstance(value, type) and vars(builtins).get(name) is value:
             return {"builtin": name}
+        kind, parents = "object", []
+        if isinstance(value, type) and issubclass(value, BaseException):
+            kind = "exception"
+            parents = [self.refer(parent) for parent in value.__bases__ if issubclass(parent, BaseException)]
         number = self.numbers.setdefault(id(value), len(self.objects))
         if number == len(self.objects):
             self.objects.append(value)
-        return {"object": [number, kind, name, base]}
+        return {"object": [number, kind, name, parents]}
 
     def resolve(self, data: dict[str, Any]) -> Any:
         ((kind, content),) = data.items()

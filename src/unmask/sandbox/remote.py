@@ -25,8 +25,22 @@ MODULES = frozenset((
 ))  # fmt: skip
 
 
+_TOLD_DUNDERS = frozenset(("__name__", "__qualname__", "__dict__"))
+
+
 class ProgramError(Exception):
-    """The program raised what is no exception of Python's own."""
+    """The program raised what is no exception of Python's own. Its message and attributes are as the program has them."""
+
+    _itself: Remote | None = None
+    _message: str | None = None
+
+    def __str__(self) -> str:
+        return super().__str__() if self._message is None else self._message
+
+    def __getattr__(self, name: str) -> Any:
+        if self._itself is None or name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self._itself, name)
 
 
 class Program:
@@ -37,6 +51,7 @@ class Program:
         self._functions: list[Callable[..., Any]] = []  # that were sent as callbacks
         self._exceptions: dict[int, type[Exception]] = {}
         self._remotes: dict[int, Remote] = {}  # one for each object, for `is`
+        self._likes: dict[int, Like] = {}
         self._turn = threading.RLock()  # a thread of the test code's waits for the answer to another's call
 
     def do(self, operation: str, *args: Any, **kwargs: Any) -> Any:
@@ -83,8 +98,12 @@ class Program:
             return {"error": type(error).__name__, "text": str(error)}
 
     def _refer(self, value: Any) -> Any:
+        if isinstance(value, Like):
+            value = value._itself
         if isinstance(value, Remote):
             return {"object": object.__getattribute__(value, "_number")}
+        if isinstance(value, tuple(LIKE)):
+            return None
         home, name = getattr(value, "__module__", None), getattr(value, "__qualname__", ".")
         if home in sys.stdlib_module_names and getattr(sys.modules.get(home), name, None) is value:
             return {"import": [home, name]}
@@ -104,15 +123,17 @@ class Program:
             if not isinstance(found, type):
                 raise ValueError(content)
             return found
+        if kind == "like":
+            plain, (number, *_) = content[0], content[1]["object"]
+            itself = Remote(self, int(number))
+            return self._likes.setdefault(int(number), LIKE[type(plain)].make(plain, itself))
         if kind != "object":
             raise ValueError(kind)
-        number, kind, name, base = content
+        number, kind, name, parents = content
         if kind != "exception":
-            return self._remotes.setdefault(int(number), Remote(self, int(number), str(name)))
+            return self._remotes.setdefault(int(number), Remote(self, int(number)))
         if number not in self._exceptions:
-            parent = getattr(builtins, str(base), None)
-            parents = (ProgramError, parent) if isinstance(parent, type) and issubclass(parent, Exception) else (ProgramError,)
-            self._exceptions[number] = type(str(name), parents, {})
+            self._exceptions[number] = _exception(str(name), [decode(parent, self._resolve) for parent in parents])
         return self._exceptions[number]
 
     def _error(self, reply: dict[str, Any], operation: str) -> Exception:
@@ -122,9 +143,23 @@ class Program:
         if not is_usable or (issubclass(kind, StopIteration | StopAsyncIteration) and operation != "next"):
             return ProgramError(reply["text"])
         try:
-            return kind(*(decode(arg, self._resolve) for arg in reply["args"]))
+            error = kind(*(decode(arg, self._resolve) for arg in reply["args"]))
+            if isinstance(error, ProgramError):
+                error._itself, error._message = decode(reply["itself"], self._resolve), str(reply["message"])
         except Exception:
             return ProgramError(reply["text"])
+        return error
+
+
+def _exception(name: str, parents: list[Any]) -> type[Exception]:
+    """A class of its own, below those that it is below in the program."""
+    usable = [parent for parent in parents if isinstance(parent, type) and issubclass(parent, Exception)]
+    if not any(issubclass(parent, ProgramError) for parent in usable):
+        usable = [ProgramError, *usable]
+    try:
+        return type(name, tuple(usable), {})
+    except TypeError:  # they do not go together
+        return type(name, (ProgramError,), {})
 
 
 def _change(arg: Any, value: Any) -> None:
@@ -141,19 +176,36 @@ def _change(arg: Any, value: Any) -> None:
 class Remote:
     """See the top of this file."""
 
-    __slots__ = ("_number", "_program", "_type_name")
+    __slots__ = ("_number", "_program")
 
-    def __init__(self, program: Program, number: int, type_name: str):
-        for name, value in (("_program", program), ("_number", number), ("_type_name", type_name)):
-            object.__setattr__(self, name, value)
+    def __init__(self, program: Program, number: int):
+        object.__setattr__(self, "_program", program)
+        object.__setattr__(self, "_number", number)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and name.endswith("__"):
+        if name.startswith("__") and name.endswith("__") and name not in _TOLD_DUNDERS:
             raise AttributeError(name)  # Python looks for many on its own account
         return self._program.do("getattr", self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         self._program.do("setattr", self, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        self._program.do("delattr", self, name)
+
+    def __copy__(self) -> Any:
+        return self._program.do("copy", self)
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self._program.do("deepcopy", self)
+
+    def __enter__(self) -> Any:
+        return self._program.do("getattr", self, "__enter__")()
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        """Without its result: it could say that an assert that has failed does not matter."""
+        is_known = kind is None or vars(builtins).get(kind.__name__) is kind
+        self._program.do("getattr", self, "__exit__")(kind if is_known else RuntimeError, None, None)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._program.do("call", self, *args, **kwargs)
@@ -169,12 +221,6 @@ class Remote:
 
     def __contains__(self, value: Any) -> bool:
         return any(item == value for item in self)
-
-    def __hash__(self) -> int:
-        return hash((id(self._program), self._number))
-
-    def __repr__(self) -> str:
-        return f"<{self._type_name} object of the program>"
 
     def _compare(self, operation: str, other: Any) -> Any:
         return self._program.do(operation, self, other) is True if isinstance(other, Remote) else NotImplemented
@@ -203,6 +249,8 @@ for _name in ("lt", "le", "gt", "ge"):
     setattr(Remote, f"__{_name}__", _comparison(_name))
 for _name in (
     "len",
+    "hash",
+    "repr",
     "str",
     "bool",
     "int",
@@ -220,3 +268,24 @@ for _name in (
     setattr(Remote, f"__{_name}__", _operation(_name))
 for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_", "xor", "lshift", "rshift"):
     setattr(Remote, f"__{_name.rstrip('_')}__", _binary(_name))
+
+
+class Like:
+    """A plain value that has more to it in the program: the fields of a named tuple, the name of an `IntEnum`. All that Python
+    itself does with it is done with the plain value, here."""
+
+    _itself: Remote | None = None
+
+    @classmethod
+    def make(cls, plain: Any, itself: Remote) -> Any:
+        value = cls(plain)  # type: ignore[call-arg]
+        value._itself = itself
+        return value
+
+    def __getattr__(self, name: str) -> Any:
+        if self._itself is None or name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self._itself, name)
+
+
+LIKE: dict[type, type[Like]] = {kind: type(kind.__name__, (Like, kind), {}) for kind in (str, int, float, tuple)}

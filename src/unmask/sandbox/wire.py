@@ -21,7 +21,8 @@ _SMALL = 1 << 62
 _ARRAYS = "biufcUS"  # kinds of NumPy arrays that are sent
 _DATES = {kind.__name__: kind for kind in (datetime.datetime, datetime.date, datetime.time)}
 _MAPPINGS: tuple[tuple[str, type], ...] = (("counter", Counter), ("ordered", OrderedDict), ("dict", dict))
-Refer = Callable[[Any], Any]  # an object that is not plain -> what stands for it in JSON
+_ATOMS = (str, int, float, tuple)
+Refer = Callable[[Any], Any]  # an object that is not plain -> what stands for it in JSON; None = it has nothing to add
 
 
 class ClosedError(Exception):
@@ -29,9 +30,21 @@ class ClosedError(Exception):
 
 
 def encode(value: Any, refer: Refer) -> Any:
-    """Subclasses of plain types are sent as these; what is not plain as `refer` says."""
+    """Subclasses of plain types are sent as these; what is not plain as `refer` says.
+
+    With a reference, where they cannot change: a named tuple has its fields over there, and is compared as a tuple.
+    """
     if value is None or value is True or value is False:
         return value
+    if isinstance(value, _ATOMS) and type(value) not in _ATOMS and type(value).__module__ != "numpy":
+        reference = refer(value)
+        if reference is not None:  # a number: of an object that is the other side's
+            is_theirs = isinstance(reference["object"], int)
+            return reference if is_theirs else {"like": [_encode_plain(value, refer), reference]}
+    return _encode_plain(value, refer)
+
+
+def _encode_plain(value: Any, refer: Refer) -> Any:
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, int):
@@ -57,6 +70,8 @@ def _encode_rare(value: Any, refer: Refer) -> Any:
         return {"complex": [value.real, value.imag]}
     if isinstance(value, bytes | bytearray):
         return {"bytes" if isinstance(value, bytes) else "bytearray": bytes(value).hex()}
+    if isinstance(value, slice):
+        return {"slice": [encode(n, refer) for n in (value.start, value.stop, value.step)]}
     if isinstance(value, range):
         return {"range": [encode(n, refer) for n in (value.start, value.stop, value.step)]}
     if isinstance(value, deque):
@@ -106,6 +121,8 @@ def _decode_rare(name: str, content: Any, resolve: Callable[[Any], Any]) -> Any:
         return complex(*content)
     if name in ("bytes", "bytearray"):
         return bytes.fromhex(content) if name == "bytes" else bytearray.fromhex(content)
+    if name == "slice":
+        return slice(*(decode(n, resolve) for n in content))
     if name == "range":
         return range(*(decode(n, resolve) for n in content))
     if name == "deque":
@@ -125,6 +142,8 @@ def _decode_rare(name: str, content: Any, resolve: Callable[[Any], Any]) -> Any:
         if numpy.dtype(kind).kind not in _ARRAYS:
             raise ValueError(kind)
         return numpy.array(decode(items, resolve), dtype=kind).reshape(shape)
+    if name == "like":
+        return resolve({"like": [decode(content[0], resolve), content[1]]})
     return resolve({name: content})
 
 
