@@ -123,6 +123,8 @@ STDIO = {
     "sys.stdin": ("import sys\nfor line in sys.stdin: print(len(line))", "ab\nc", "3 1"),
     "os.read": ("import os\nprint(os.read(0, 100).decode())", "x y", "x y"),
     "open(0)": ("print(sum(map(int, open(0).read().split())))", "1 2 3", "6"),
+    "/dev/stdin": ("with open('/dev/stdin') as f: n = int(f.readline())\nprint(n, file=open('/dev/stdout', 'w'))", "3\n", "3"),
+    "Path of /dev/stdin": ("from pathlib import Path\nprint(len(Path('/dev/stdin').read_bytes()))", "abc", "3"),
     "sys.stdin.buffer": ("import sys\nprint(sys.stdin.buffer.read().decode())", "ä", "ä"),
     "10 MB": ("print('0123456789' * 10 ** 6)", "", "0123456789" * 10**6),
     "10 MB of input": ("print(len(input()))", "x" * 10**7, str(10**7)),

@@ -64,11 +64,23 @@ def _begin(module: types.ModuleType, source: str) -> types.CodeType:
     return compile(source, NAME, "exec", dont_inherit=True)
 
 
+def _open_streams_by_name() -> None:
+    """`open("/dev/stdin")` for programs, who do not see /proc, where these names lead."""
+    real, streams = io.open, {f"/dev/{name}": number for number, name in enumerate(("stdin", "stdout", "stderr"))}
+
+    def open(file: Any, *args: Any, **kwargs: Any) -> Any:
+        number = streams.get(os.fspath(file)) if isinstance(file, str | os.PathLike) else None
+        return real(file if number is None else os.dup(number), *args, **kwargs)
+
+    io.open = builtins.open = open
+
+
 def run_script() -> NoReturn:
     """Runs the program as `python program.py` would, to the end of its threads, and ends with its exit code."""
     module = types.ModuleType("__main__")
 
     def run() -> None:
+        _open_streams_by_name()
         exec(_begin(module, _read_source()["program"]), module.__dict__)
 
     code = _exit_code_of(run)
