@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from unmask.attention import get_backend
 from unmask.config import Plugin, RlRecipe, RunConfig, SftRecipe, fill_plugins
-from unmask.config.schema import EngineLimits, MachineConfig, ModelConfig, OptimizerConfig
+from unmask.config.schema import ModelConfig
 from unmask.data.chat import MASK, ChatTokenizer
 from unmask.data.sources import SOURCES, Source, open_source
 from unmask.data.traces import TraceSource
 from unmask.diffusion.remasking import get_strategy
 from unmask.engine import Engine
 from unmask.errors import UnmaskError
-from unmask.evaluate import METRICS, evaluate, take_examples
+from unmask.evaluate import METRICS, take_examples
 from unmask.files import read_json, write_text
-from unmask.models import Decoder, ValueModel
+from unmask.launch.machine import find_model_folder, pick_device, pick_precision, use_machine
+from unmask.launch.parts import limits_beside_training, make_critic, make_evaluator, make_reference, make_trainer
+from unmask.models import Decoder
 from unmask.models.checkpoint import load_model, new_model
-from unmask.models.decoder import Backbone
-from unmask.models.hub import resolve_folder
 from unmask.objectives import (
     RL_OBJECTIVES,
     SFT_OBJECTIVES,
@@ -35,15 +32,13 @@ from unmask.objectives import (
 )
 from unmask.objectives.advantages import get_advantage
 from unmask.rewards import REWARDS
-from unmask.rl.critic import Critic
 from unmask.rl.loop import train_rl
 from unmask.rl.scoring import RewardPool
 from unmask.rl.stages import make_stages
-from unmask.train.checkpoint import newest_valid, seed_rng
+from unmask.train.checkpoint import seed_rng
 from unmask.train.run import Outcome, Run
 from unmask.train.sft import demonstration, train_sft
 from unmask.train.sinks import check_packages
-from unmask.train.trainer import Model, Trainer
 
 ORIGINS = "origins.json"  # in a run folder: the folders that the models' paths meant when it began
 
@@ -62,47 +57,6 @@ def resolve(recipe: SftRecipe | RlRecipe) -> SftRecipe | RlRecipe:
     if recipe.stop.metric and not recipe.eval.every_steps:
         raise UnmaskError("stop.metric needs eval.every_steps above 0: what is not measured stops nothing")
     return recipe
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of that name; for "auto" the first GPU, else the CPU. Raises `UnmaskError` when it is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-        if device.type not in ("cpu", "cuda"):
-            raise RuntimeError("not a CPU or CUDA device")
-    except (RuntimeError, AssertionError, ImportError) as error:
-        reason = str(error).splitlines()[0]
-        raise UnmaskError(f"device {name!r} cannot be used: {reason}; use cpu, or auto") from None
-    return device
-
-
-def use_machine(config: MachineConfig) -> torch.device:
-    """Applies the process-wide settings and returns the device. Raises `UnmaskError`."""
-    if config.num_threads:
-        torch.set_num_threads(config.num_threads)
-    return pick_device(config.device)
-
-
-def pick_precision(name: str, device: torch.device) -> str:
-    if name != "auto":
-        return name
-    return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
-
-
-def find_model_folder(path: str, revision: str = "", *, weights: bool = True) -> Path:
-    """A model folder or hub name; for a run folder, its newest valid checkpoint. Raises `UnmaskError`.
-
-    weights: False fetches only the JSON files of a hub name.
-    """
-    if (Path(path) / "checkpoints").is_dir():
-        checkpoint, _ = newest_valid(Path(path) / "checkpoints")
-        if checkpoint is None:
-            raise UnmaskError(f"{path}: this run has no valid checkpoint yet")
-        return checkpoint
-    return resolve_folder(path, revision or None, weights=weights)
 
 
 def pin_folders(recipe: SftRecipe | RlRecipe, folder: Path, resume: bool) -> tuple[SftRecipe | RlRecipe, dict[str, str]]:
@@ -202,79 +156,6 @@ def check_demonstrations(source: Source) -> None:
     for example in map(source.__getitem__, range(num_to_check(source))):
         if example.response is None and example.trace is None:
             raise UnmaskError(f"example {example.id}: has no response; supervised fine-tuning needs demonstrations")
-
-
-def make_trainer(model: Model, recipe: SftRecipe | RlRecipe, optimizer: OptimizerConfig, num_steps: int) -> Trainer[Model]:
-    """num_steps: optimizer steps of the whole run."""
-    return Trainer(
-        model, optimizer, max_optimizer_steps=num_steps, max_tokens_per_micro_batch=recipe.train.max_tokens_per_micro_batch,
-        attention_backend=recipe.run.attention_backend, precision=pick_precision(recipe.run.precision, model.device),
-    )  # fmt: skip
-
-
-def make_critic(recipe: RlRecipe, policy: Decoder) -> Critic | None:
-    """The value model and its trainer, as the run begins; None where the recipe has none. Raises `UnmaskError`."""
-    config = recipe.value
-    if not config.enabled:
-        return None
-    if config.path:
-        model = load_model(find_model_folder(config.path), device=policy.device, head="value")
-        check_reads_the_same(model, policy, f"value.path {config.path}")
-    else:
-        model = ValueModel.from_policy(policy)
-    num_steps = recipe.train.max_steps * config.num_minibatches * config.num_epochs
-    return Critic(model, make_trainer(model, recipe, config.optimizer, num_steps), config)
-
-
-def make_reference(recipe: RlRecipe, policy: Decoder) -> Decoder | None:
-    """The frozen model that the KL is to, where the objective asks for one. Raises `UnmaskError`."""
-    if recipe.objective.options.get("kl_to") != "reference":
-        if recipe.reference.path:
-            raise UnmaskError("reference.path is given, but no KL is to it: set objective.options.kl_to to reference")
-        return None
-    if not recipe.reference.path:
-        return copy.deepcopy(policy).requires_grad_(False)
-    model = load_model(find_model_folder(recipe.reference.path), device=policy.device)
-    check_reads_the_same(model, policy, f"reference.path {recipe.reference.path}")
-    return model.requires_grad_(False)
-
-
-def check_reads_the_same(model: Backbone, policy: Backbone, where: str) -> None:
-    """Raises `UnmaskError` unless the policy's rows mean the same to the model: tokens, mask token, what sees what."""
-    for name in ("vocab_size", "mask_token_id", "attention"):
-        mine, wanted = getattr(model.spec, name), getattr(policy.spec, name)
-        if mine != wanted:
-            raise UnmaskError(f"{where}: has {name} {mine}, the policy {wanted}; it has to read the policy's rows")
-
-
-def limits_beside_training(limits: EngineLimits, device: torch.device) -> dict[str, Any]:
-    """The engine's limits as keywords. Gradients, optimizer state and activations need memory of the device, too."""
-    values = limits.model_dump()
-    if device.type == "cuda" and limits.kv_memory_gb is None and limits.num_pages is None:
-        values["kv_memory_gb"] = 0.3 * torch.cuda.mem_get_info(device)[0] / 1e9
-    return values
-
-
-def make_evaluator(
-    recipe: SftRecipe | RlRecipe, trainer: Trainer, engine: Engine, tokenizer: ChatTokenizer, rewards: RewardPool
-) -> Callable[[], dict[str, float]]:
-    """Measures the trainer's model on the recipe's held-out examples: always the same ones, with the same seeds."""
-    config = recipe.eval
-    source = config.source or recipe.source
-    examples = []
-    if config.every_steps:
-        held_out = open_source(source, "held_out", recipe.run.seed)
-        examples = take_examples(held_out, config.num_examples, config.first_example)
-        rewards.check(examples)
-        engine.check(tokenizer.prompt_ids(examples[0]), config.sampling, name="eval.sampling")
-
-    def measure() -> dict[str, float]:
-        engine.update_weights(policy_version=trainer.optimizer_step)
-        with trainer.autocast():
-            result = evaluate(engine, tokenizer, examples, config.sampling, rewards)
-        return result.metrics()
-
-    return measure
 
 
 __all__ = ["find_model_folder", "open_model", "pick_device", "pick_precision", "resolve", "start", "use_machine"]

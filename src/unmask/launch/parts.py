@@ -1,0 +1,97 @@
+"""The parts of a run, from its recipe: trainers, critic, reference, evaluation."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from unmask.config import RlRecipe, SftRecipe
+from unmask.config.schema import EngineLimits, OptimizerConfig
+from unmask.data.chat import ChatTokenizer
+from unmask.data.sources import open_source
+from unmask.engine import Engine
+from unmask.errors import UnmaskError
+from unmask.evaluate import evaluate, take_examples
+from unmask.launch.machine import find_model_folder, pick_precision
+from unmask.models import Decoder, ValueModel
+from unmask.models.checkpoint import load_model
+from unmask.models.decoder import Backbone
+from unmask.rl.critic import Critic
+from unmask.rl.scoring import RewardPool
+from unmask.train.trainer import Model, Trainer
+
+
+def make_trainer(model: Model, recipe: SftRecipe | RlRecipe, optimizer: OptimizerConfig, num_steps: int) -> Trainer[Model]:
+    """num_steps: optimizer steps of the whole run."""
+    return Trainer(
+        model, optimizer, max_optimizer_steps=num_steps, max_tokens_per_micro_batch=recipe.train.max_tokens_per_micro_batch,
+        attention_backend=recipe.run.attention_backend, precision=pick_precision(recipe.run.precision, model.device),
+    )  # fmt: skip
+
+
+def make_critic(recipe: RlRecipe, policy: Decoder) -> Critic | None:
+    """The value model and its trainer, as the run begins; None where the recipe has none. Raises `UnmaskError`."""
+    config = recipe.value
+    if not config.enabled:
+        return None
+    if config.path:
+        model = load_model(find_model_folder(config.path), device=policy.device, head="value")
+        check_reads_the_same(model, policy, f"value.path {config.path}")
+    else:
+        model = ValueModel.from_policy(policy)
+    num_steps = recipe.train.max_steps * config.num_minibatches * config.num_epochs
+    return Critic(model, make_trainer(model, recipe, config.optimizer, num_steps), config)
+
+
+def make_reference(recipe: RlRecipe, policy: Decoder) -> Decoder | None:
+    """The frozen model that the KL is to, where the objective asks for one. Raises `UnmaskError`."""
+    if recipe.objective.options.get("kl_to") != "reference":
+        if recipe.reference.path:
+            raise UnmaskError("reference.path is given, but no KL is to it: set objective.options.kl_to to reference")
+        return None
+    if not recipe.reference.path:
+        return copy.deepcopy(policy).requires_grad_(False)
+    model = load_model(find_model_folder(recipe.reference.path), device=policy.device)
+    check_reads_the_same(model, policy, f"reference.path {recipe.reference.path}")
+    return model.requires_grad_(False)
+
+
+def check_reads_the_same(model: Backbone, policy: Backbone, where: str) -> None:
+    """Raises `UnmaskError` unless the policy's rows mean the same to the model: tokens, mask token, what sees what."""
+    for name in ("vocab_size", "mask_token_id", "attention"):
+        mine, wanted = getattr(model.spec, name), getattr(policy.spec, name)
+        if mine != wanted:
+            raise UnmaskError(f"{where}: has {name} {mine}, the policy {wanted}; it has to read the policy's rows")
+
+
+def limits_beside_training(limits: EngineLimits, device: torch.device) -> dict[str, Any]:
+    """The engine's limits as keywords. Gradients, optimizer state and activations need memory of the device, too."""
+    values = limits.model_dump()
+    if device.type == "cuda" and limits.kv_memory_gb is None and limits.num_pages is None:
+        values["kv_memory_gb"] = 0.3 * torch.cuda.mem_get_info(device)[0] / 1e9
+    return values
+
+
+def make_evaluator(
+    recipe: SftRecipe | RlRecipe, trainer: Trainer, engine: Engine, tokenizer: ChatTokenizer, rewards: RewardPool
+) -> Callable[[], dict[str, float]]:
+    """Measures the trainer's model on the recipe's held-out examples: always the same ones, with the same seeds."""
+    config = recipe.eval
+    source = config.source or recipe.source
+    examples = []
+    if config.every_steps:
+        held_out = open_source(source, "held_out", recipe.run.seed)
+        examples = take_examples(held_out, config.num_examples, config.first_example)
+        rewards.check(examples)
+        engine.check(tokenizer.prompt_ids(examples[0]), config.sampling, name="eval.sampling")
+
+    def measure() -> dict[str, float]:
+        engine.update_weights(policy_version=trainer.optimizer_step)
+        with trainer.autocast():
+            result = evaluate(engine, tokenizer, examples, config.sampling, rewards)
+        return result.metrics()
+
+    return measure
