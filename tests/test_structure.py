@@ -31,6 +31,7 @@ LAYERS = [
 # Packages of extras, and the one file that imports each.
 OPTIONAL = {
     "peft": "models/lora.py",
+    "bitsandbytes": "models/quantize.py",
     "pyarrow": "data/parquet.py",
     "math_verify": "rewards/equality.py",
     "sympy": "rewards/equality.py",

@@ -68,7 +68,7 @@ def test_what_is_fetched(monkeypatch, hub) -> None:
     resolve_folder("owner/name", weights=False)
     assert [options["revision"] for options in asked] == ["v2", None]
     everything, json_only = (options["allow_patterns"] for options in asked)
-    assert set(everything) - set(json_only) == {"model*.safetensors"}
+    assert set(everything) - set(json_only) == {"model*.safetensors", "adapter_model.safetensors"}
     assert not any(pattern.endswith((".bin", ".pt", ".pth", "*")) for pattern in everything)
 
 

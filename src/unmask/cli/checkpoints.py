@@ -74,7 +74,7 @@ def run_export(
 ) -> None:  # fmt: skip
     """Writes a plain model folder, with an adapter merged into the weights. Raises `UnmaskError`."""
     from unmask.launch import find_model_folder
-    from unmask.models.checkpoint import check_target, find_dtype, load_model, read_spec, save_model
+    from unmask.models.checkpoint import check_target, find_dtype, load_model, read_spec, save_model, weights_folder
     from unmask.models.weights import read_headers, stored_dtype
 
     if not 0 < max_shard_gb < math.inf:
@@ -82,7 +82,7 @@ def run_export(
     check_target(output)
     folder = find_model_folder(checkpoint, revision)
     _, family, _ = read_spec(folder)
-    stored = read_headers(folder)
+    stored = read_headers(weights_folder(folder))
     target = stored_dtype(stored) if dtype == "auto" else find_dtype(dtype)
     model: Backbone
     exact = target if adapter is None else "float32"  # an adapter is merged in float32, and rounded once

@@ -200,11 +200,34 @@ class BlockStage(Section):
     train_block_size: int = Field(ge=1, le=2**14, description="blocks of the trained views, and of the model from here on")
 
 
+class LoraConfig(Section):
+    """Adapters that are trained instead of the weights (LoRA, Hu et al. 2021; needs the extra `lora`)."""
+
+    rank: int = Field(0, ge=0, le=4096, description="0 = no adapters: all weights are trained")
+    alpha: float = Field(32.0, gt=0, description="an adapter's product counts alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="of what goes into adapters, in training")
+    target_modules: tuple[str, ...] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), strict=False, min_length=1,
+        description="linear layers that get one: names in all layers, or one layer's (layers.0.self_attn.q_proj)",
+    )  # fmt: skip
+    use_dora: bool = Field(False, description="DoRA: directions and lengths of the weights' columns apart")
+    base_bits: Literal[4, 16] = Field(
+        16, description="4 = the frozen weights in NF4, through bitsandbytes (a GPU, extra `quantize`); 16 = as they are"
+    )
+
+    @model_validator(mode="after")
+    def _has_adapters(self) -> LoraConfig:
+        if self.base_bits == 4 and not self.rank:
+            raise ValueError("lora.base_bits 4 needs adapters: four bits cannot be trained; set lora.rank")
+        return self
+
+
 class SftRecipe(Section):
     """`unmask sft`."""
 
     run: RunConfig = Field(default_factory=RunConfig)
     model: ModelConfig
+    lora: LoraConfig = Field(default_factory=LoraConfig)
     source: Plugin
     objective: Plugin = Field(default_factory=lambda: Plugin(name="semi_ar"))
     engine: EngineLimits = Field(default_factory=EngineLimits, description="decodes the evaluation")
@@ -222,6 +245,7 @@ class RlRecipe(Section):
 
     run: RunConfig = Field(default_factory=RunConfig)
     model: ModelConfig
+    lora: LoraConfig = Field(default_factory=LoraConfig)
     source: Plugin
     reward: Plugin = Field(default_factory=lambda: Plugin(name="exact"))
     rollout: SamplingParams = Field(default_factory=SamplingParams)

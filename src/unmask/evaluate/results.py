@@ -20,6 +20,8 @@ from unmask.data.digests import hash_examples
 from unmask.errors import UnmaskError
 from unmask.evaluate.statistics import estimate_share, pass_at
 from unmask.files import read_json
+from unmask.models.hub import resolve_folder
+from unmask.models.lora import base_of, is_adapter
 from unmask.train.run import versions
 from unmask.types import Example, Rollout, RolloutGroup, SamplingParams
 
@@ -113,8 +115,13 @@ class Results:
 
 
 def hash_folder(folder: Path) -> str:
-    """SHA-256 of a model's weights, config and tokenizer: names and bytes of its files, wherever the folder lies."""
+    """SHA-256 of a model's weights, config and tokenizer: names and bytes of its files, wherever the folder lies.
+
+    Of adapters, also of the model they are for.
+    """
     digest = hashlib.sha256()
+    if is_adapter(folder):
+        digest.update(hash_folder(resolve_folder(base_of(folder))).encode())
     kept = (".safetensors", ".json", ".jinja", ".txt")
     for file in sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in kept):
         with open(file, "rb") as stream:

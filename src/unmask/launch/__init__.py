@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -20,11 +21,11 @@ from unmask.diffusion.remasking import get_strategy
 from unmask.engine import Engine
 from unmask.errors import UnmaskError
 from unmask.evaluate import METRICS, take_examples
-from unmask.files import read_json, write_text
+from unmask.files import new_folder, read_json, write_text
 from unmask.launch.machine import find_model_folder, pick_device, pick_precision, use_machine
-from unmask.launch.parts import limits_beside_training, make_critic, make_evaluator, make_reference, make_trainer
+from unmask.launch.parts import add_adapters, limits_beside_training, make_critic, make_evaluator, make_reference, make_trainer
 from unmask.models import Decoder
-from unmask.models.checkpoint import load_model, new_model
+from unmask.models.checkpoint import load_model, new_model, save_model
 from unmask.objectives import (
     RL_OBJECTIVES,
     SFT_OBJECTIVES,
@@ -41,6 +42,7 @@ from unmask.train.sft import demonstration, train_sft
 from unmask.train.sinks import check_packages
 
 ORIGINS = "origins.json"  # in a run folder: the folders that the models' paths meant when it began
+BASE = "base"  # in a run folder: the preset's model that adapters are trained for
 
 
 def resolve(recipe: SftRecipe | RlRecipe) -> SftRecipe | RlRecipe:
@@ -113,6 +115,11 @@ def start(recipe: SftRecipe | RlRecipe, *, resume: bool = False, title: str = ""
         if isinstance(recipe, RlRecipe):
             steps -= recipe.value.warmup_steps if recipe.value.enabled else 0
             steps *= recipe.train.num_minibatches * recipe.train.num_epochs
+        critic = reference = None
+        if isinstance(pinned, RlRecipe):  # of the weights as they are, before there are adapters
+            critic, reference = make_critic(pinned, model), make_reference(pinned, model)
+        base = adapter_base(recipe, pinned, model, Path(scratch))
+        add_adapters(model, recipe.lora, base)
         trainer = make_trainer(model, recipe, recipe.optimizer, steps)
         engine = Engine(model, decode=tokenizer.decode, **limits_beside_training(recipe.engine, model.device))
         rewards = RewardPool(recipe.reward)
@@ -128,22 +135,39 @@ def start(recipe: SftRecipe | RlRecipe, *, resume: bool = False, title: str = ""
             if recipe.eval.every_steps:
                 stack.enter_context(rewards)
             run = Run(folder, recipe, trainer, tokenizer_from, evaluator, resume=resume, title=title)
-            write_text(folder / ORIGINS, json.dumps(origins, indent=2) + "\n")
+            keep_beginning(folder, origins, Path(scratch))
             return train_sft(recipe, run, source, tokenizer, objective)
-        assert isinstance(pinned, RlRecipe)
         first, *_ = examples = take_examples(source, num_to_check(source))
         rewards.check(examples)
         stages = make_stages(recipe, model)
         for stage in stages:
             engine.check(tokenizer.prompt_ids(first), stage.params, name="rollout")
-        critic, reference = make_critic(pinned, model), make_reference(pinned, model)
         stack.enter_context(rewards)
         run = Run(
             folder, recipe, trainer, tokenizer_from, evaluator, resume=resume, title=title,
             value_trainer=critic.trainer if critic else None,
         )  # fmt: skip
-        write_text(folder / ORIGINS, json.dumps(origins, indent=2) + "\n")
+        keep_beginning(folder, origins, Path(scratch))
         return train_rl(recipe, run, engine, source, tokenizer, stages, rewards, critic, reference)
+
+
+def adapter_base(recipe: SftRecipe | RlRecipe, pinned: SftRecipe | RlRecipe, model: Decoder, scratch: Path) -> str:
+    """Where checkpoints with adapters say that their model is; a preset's is written, to be kept in the run folder."""
+    if not recipe.lora.rank:
+        return ""
+    if recipe.model.path:
+        is_local = Path(recipe.model.path).exists() or recipe.model.revision
+        return pinned.model.path if is_local else recipe.model.path
+    save_model(model, scratch / BASE, tokenizer_from=scratch)
+    return f"../../{BASE}"
+
+
+def keep_beginning(folder: Path, origins: dict[str, str], scratch: Path) -> None:
+    """What the run has to find again when it goes on: the folders of its models, the model of its adapters."""
+    write_text(folder / ORIGINS, json.dumps(origins, indent=2) + "\n")
+    if (scratch / BASE).exists() and not (folder / BASE).exists():
+        with new_folder(folder / BASE) as temporary:
+            shutil.copytree(scratch / BASE, temporary, dirs_exist_ok=True)
 
 
 def num_to_check(source: Source) -> int:

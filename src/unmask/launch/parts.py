@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from unmask.config import RlRecipe, SftRecipe
-from unmask.config.schema import EngineLimits, OptimizerConfig
+from unmask.config.schema import EngineLimits, LoraConfig, OptimizerConfig
 from unmask.data.chat import ChatTokenizer
 from unmask.data.sources import open_source
 from unmask.engine import Engine
@@ -19,6 +19,8 @@ from unmask.launch.machine import find_model_folder, pick_precision
 from unmask.models import Decoder, ValueModel
 from unmask.models.checkpoint import load_model
 from unmask.models.decoder import Backbone
+from unmask.models.lora import add_lora
+from unmask.models.quantize import quantize_linears
 from unmask.rl.critic import Critic
 from unmask.rl.scoring import RewardPool
 from unmask.train.trainer import Model, Trainer
@@ -30,6 +32,16 @@ def make_trainer(model: Model, recipe: SftRecipe | RlRecipe, optimizer: Optimize
         model, optimizer, max_optimizer_steps=num_steps, max_tokens_per_micro_batch=recipe.train.max_tokens_per_micro_batch,
         attention_backend=recipe.run.attention_backend, precision=pick_precision(recipe.run.precision, model.device),
     )  # fmt: skip
+
+
+def add_adapters(model: Decoder, config: LoraConfig, base: str) -> None:
+    """Puts the recipe's adapters, if it has any, into the model. base: see `add_lora`. Raises `UnmaskError`."""
+    if not config.rank:
+        return
+    if config.base_bits == 4:
+        quantize_linears(model)
+    options = config.model_dump(exclude={"base_bits"})
+    add_lora(model, **options, base=base)
 
 
 def make_critic(recipe: RlRecipe, policy: Decoder) -> Critic | None:

@@ -18,7 +18,7 @@ import torch
 
 from unmask.errors import UnmaskError
 from unmask.files import check_replaceable, new_folder, read_json
-from unmask.models import find_family, preset_config
+from unmask.models import find_family, lora, preset_config
 from unmask.models.decoder import Backbone, Decoder, ValueModel
 from unmask.models.hub import carry_files, is_model_file, resolve_folder
 from unmask.models.spec import ModelFamily, ModelSpec
@@ -87,12 +87,16 @@ def load_model(
     revision: a branch, tag or commit on the hub.
     head: "value" gives a `ValueModel`; its scalar head is zero when the folder holds a policy.
 
+    Of a folder with adapters alone (LoRA), their model is loaded and they are merged into it, in float32.
+
     Raises `UnmaskError` naming missing, unexpected or mis-shaped tensors (with both shapes), truncated files, unknown
     families, and folders with pickles or remote code only.
     """
     if head not in _HEADS:
         raise UnmaskError(f"head {head!r} is unknown; known: {', '.join(_HEADS)}")
     folder = resolve_folder(path_or_hub_name, revision)
+    if lora.is_adapter(folder):
+        return _load_merged(folder, device, dtype, head)  # type: ignore[return-value]
     config, family, spec = read_spec(folder)
     known_dtype = None if dtype == "auto" else find_dtype(dtype)
     stored = read_headers(folder)
@@ -106,8 +110,29 @@ def load_model(
     return model.eval()  # type: ignore[return-value]
 
 
+def _load_merged(folder: Path, device: Device, dtype: DType, head: Literal["vocabulary", "value"]) -> Backbone:
+    """The model of a folder's adapters, with these in its weights."""
+    base: Backbone = load_model(lora.base_of(folder), device, head=head)
+    model = lora.merge_adapter(lora.load_adapter(base, folder)).requires_grad_(True)
+    model.source_folder = folder.resolve()
+    return model.to(stored_dtype(read_headers(weights_folder(folder))) if dtype == "auto" else find_dtype(dtype)).eval()
+
+
+def weights_folder(folder: Path) -> Path:
+    """Where the weights are: of adapters, those of their model. Raises `UnmaskError`."""
+    while lora.is_adapter(folder):
+        folder = resolve_folder(lora.base_of(folder))
+    return folder
+
+
 def load_weights(model: Backbone, folder: Path) -> None:
-    """Reads a folder's tensors into a model of the same family and sizes, in place. Raises `UnmaskError`."""
+    """Reads a folder's tensors into a model of the same family and sizes, in place. Raises `UnmaskError`.
+
+    Of a model with adapters, these are read.
+    """
+    if model.adapters:
+        lora.restore_adapter(model.adapters[0], folder)
+        return
     family, stored = find_family(model.config), read_headers(folder)
     check_tensors(stored, model, family, model.spec, folder)
     _fill(model, family, stored, folder)
@@ -186,6 +211,12 @@ def write_weights(model: Backbone, folder: Path, max_shard_bytes: int = MAX_SHAR
         tensors[family.to_checkpoint_name("lm_head.weight")] = embedding.clone()
     write_tensors(tensors, folder, max_shard_bytes)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def write_adapters(model: Backbone, folder: Path) -> None:
+    """Writes config.json and the adapters of a model that has some, and nothing else of it, into an existing folder."""
+    lora.write_adapter(model.adapters[0], folder)
+    (folder / "config.json").write_text(json.dumps(model.config, indent=2) + "\n", encoding="utf-8")
 
 
 def check_target(path: str | Path) -> None:

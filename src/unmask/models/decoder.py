@@ -40,6 +40,9 @@ class Backbone(nn.Module):
         self.config: dict[str, Any] = {}
         self.source_folder: Path | None = None
         self.stores_tied_head = False  # some tools store a tied head beside the embedding
+        # The adapters that were put in, and what they were put on: see models/lora.py. A tuple, since modules in attributes
+        # would be part of this one.
+        self.adapters: tuple[Any, ...] = ()
 
     def tie_weights(self) -> None:
         """Makes parameters share memory that have to (again, after `to_empty`)."""

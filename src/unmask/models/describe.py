@@ -12,6 +12,7 @@ from rich.filesize import decimal
 from unmask.errors import UnmaskError
 from unmask.models.checkpoint import read_spec
 from unmask.models.decoder import Backbone, Decoder, ValueModel
+from unmask.models.lora import base_of, is_adapter
 from unmask.models.spec import ModelSpec
 from unmask.models.weights import StoredTensor, check_tensors, find_pickles, read_headers
 
@@ -22,7 +23,8 @@ def describe_checkpoint(folder: Path) -> tuple[dict[str, Any], UnmaskError | Non
     A folder without any weights (only its JSON was fetched) is described by its config. Raises `UnmaskError`.
     """
     config, family, spec = read_spec(folder)
-    has_weights = any(folder.glob("*.safetensors")) or bool(find_pickles(folder))
+    adapts = base_of(folder) if is_adapter(folder) else ""
+    has_weights = not adapts and (any(folder.glob("*.safetensors")) or bool(find_pickles(folder)))
     stored, problem = {}, None
     try:
         stored = read_headers(folder) if has_weights else {}
@@ -40,6 +42,8 @@ def describe_checkpoint(folder: Path) -> tuple[dict[str, Any], UnmaskError | Non
         except UnmaskError as error:
             problem = error
     facts["weights"] = "not here" if not has_weights else "will not load" if problem else _describe_weights(stored)
+    if adapts:
+        facts["weights"] = f"adapters for {adapts}"
     tokenizer = [name for name in ("tokenizer.json", "vocab.json", "tokenizer.model") if (folder / name).exists()]
     facts["tokenizer"] = tokenizer[0] if tokenizer else "none"
     if "auto_map" in config:

@@ -15,6 +15,7 @@ CARRIED = (
     "tokenizer.model", "chat_template.jinja", "chat_template.json", "generation_config.json", "*.py",
 )  # fmt: skip
 _MODEL_FILES = ("config.json", "model.safetensors", "model.safetensors.index.json", *(p for p in CARRIED if p != "*.py"))
+_WEIGHTS = ("model*.safetensors", "adapter_model.safetensors")
 _FETCHED = ("*.json", "*.txt", "*.jinja", "tokenizer.model", "*.py")
 
 
@@ -32,8 +33,8 @@ def resolve_folder(path_or_hub_name: str | Path, revision: str | None = None, *,
         raise UnmaskError(f"{name}: is a file; a model is a folder with config.json and model.safetensors")
     if not is_hub_name(name):
         raise UnmaskError(f"{name}: no such folder (and not a hub name of the form owner/name)")
-    snapshot = fetch_snapshot(name, revision, [*_FETCHED, "model*.safetensors"] if weights else [*_FETCHED], "folder")
-    if weights and not any(snapshot.glob("model*.safetensors")):
+    snapshot = fetch_snapshot(name, revision, [*_FETCHED, *_WEIGHTS] if weights else [*_FETCHED], "folder")
+    if weights and not any(file for pattern in _WEIGHTS for file in snapshot.glob(pattern)):
         raise UnmaskError(
             f"{name}: no safetensors here: the repository has none (pickles are not read), or they were not fetched yet and "
             f"there is no connection ({snapshot})"

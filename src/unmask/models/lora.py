@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors.torch import load_file
 from torch import nn
 
 from unmask.errors import UnmaskError
@@ -24,13 +26,14 @@ _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 def add_lora(
     model: Backbone, *, rank: int = 16, alpha: float = 32.0, dropout: float = 0.0,
-    target_modules: Sequence[str] = TARGET_MODULES, use_dora: bool = False,
+    target_modules: Sequence[str] = TARGET_MODULES, use_dora: bool = False, base: str | None = None,
 ) -> PeftModel:  # fmt: skip
     """Puts adapters that change nothing yet into the model and freezes everything else.
 
     The model is changed in place and stays usable as it was; the result is for `save_adapter` and `merge_adapter`.
     target_modules: names of linear layers, for example "q_proj" (all layers) or "layers.0.self_attn.q_proj". Where a layer
         has experts, "gate_proj", "up_proj" and "down_proj" stand for the matrices of all of them.
+    base: where the model is, for who loads the adapter alone: a hub name, a folder, or one seen from the adapter's own.
 
     Raises `UnmaskError` for names the model does not have, and when peft is not installed.
     """
@@ -61,7 +64,9 @@ def add_lora(
     config = peft.LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=dropout, use_dora=use_dora, target_modules=sorted(chosen & linears), **options
     )
-    return peft.get_peft_model(model, config)
+    adapter = peft.get_peft_model(model, config)
+    model.adapters = (adapter, base)
+    return adapter
 
 
 def save_adapter(adapter: PeftModel, folder: str | Path) -> None:
@@ -70,8 +75,39 @@ def save_adapter(adapter: PeftModel, folder: str | Path) -> None:
     Other files in an old adapter's folder stay.
     """
     with new_folder(Path(folder), "adapter_config.json", lambda name: name in (_CONFIG, _WEIGHTS)) as temporary:
-        adapter.save_pretrained(str(temporary))
-        (temporary / "README.md").unlink(missing_ok=True)  # an empty form of peft's
+        write_adapter(adapter, temporary)
+
+
+def write_adapter(adapter: PeftModel, folder: Path) -> None:
+    """The adapter's two files, into an existing folder."""
+    adapter.save_pretrained(str(folder), save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # an empty form of peft's
+    # Peft is not told: it would look for a config of transformers' there.
+    model: Any = adapter.get_base_model()
+    config = read_json(folder / _CONFIG) | {"base_model_name_or_path": model.adapters[1]}
+    (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def restore_adapter(adapter: PeftModel, folder: Path) -> None:
+    """Reads saved adapters into those that are there, which have the same shapes. Raises `UnmaskError`."""
+    file = folder / _WEIGHTS
+    wanted = set(_peft().get_peft_model_state_dict(adapter))
+    if wrong := sorted(wanted ^ safetensors_names(file)):
+        raise UnmaskError(f"{file}: tensor {wrong[0]!r} is not in both the file and the model ({len(wrong)} such in all)")
+    _peft().set_peft_model_state_dict(adapter, load_file(file))
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder has adapters and no weights of a model."""
+    return (folder / _CONFIG).exists() and not any(folder.glob("model*.safetensors"))
+
+
+def base_of(folder: Path) -> str:
+    """Where the model is that the adapters of this folder belong to. Raises `UnmaskError`."""
+    name = read_json(folder / _CONFIG).get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise UnmaskError(f"{folder / _CONFIG}: does not name the adapter's model (base_model_name_or_path)")
+    return str((folder / name).resolve()) if (folder / name).is_dir() else name
 
 
 def load_adapter(model: Backbone, folder: str | Path, *, is_trainable: bool = False) -> PeftModel:
@@ -94,6 +130,7 @@ def load_adapter(model: Backbone, folder: str | Path, *, is_trainable: bool = Fa
             warnings.filterwarnings("ignore", message="Found missing adapter keys")  # below, that is an error
             config = peft.LoraConfig.from_pretrained(str(folder))
             config.task_type = None  # a task would ask for methods of transformers' models
+            base, config.base_model_name_or_path = config.base_model_name_or_path, None
             config.init_lora_weights = True  # all are read from the file; other ways also change the base
             adapter = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable, config=config)
         wanted = set(peft.get_peft_model_state_dict(adapter))
@@ -110,6 +147,7 @@ def load_adapter(model: Backbone, folder: str | Path, *, is_trainable: bool = Fa
             raise
         reason = " ".join(str(error).split())[:300]
         raise UnmaskError(f"{folder}: this adapter does not fit the model: {reason}") from None
+    model.adapters = (adapter, base)
     return adapter
 
 
@@ -126,7 +164,8 @@ def merge_adapter(adapter: PeftModel) -> Decoder:
 
 
 def _forget(model: Backbone) -> None:
-    """Removes the mark by which peft knows a model with adapters."""
+    """Removes the marks of a model with adapters."""
+    model.adapters = ()
     if hasattr(model, "peft_config"):
         del model.peft_config
 

@@ -1,7 +1,8 @@
 """Checkpoints of a run: a loadable model folder plus everything needed to go on exactly where it stood.
 
     checkpoints/step-00000040/
-        config.json, model.safetensors, tokenizer files    an ordinary model folder (large weights: several shards)
+        config.json, model.safetensors, tokenizer files    an ordinary model folder (large weights: several shards), or
+        config.json, adapter_*, tokenizer files            the adapters of a run that trains those
         value_model/config.json, model.safetensors         of a run that trains one
         trainer_state.pt                                   optimizers, steps, RNG states, position in the metrics
         manifest.json                                      written last: sizes and SHA-256 of all of it
@@ -24,7 +25,7 @@ import torch
 
 from unmask.errors import UnmaskError
 from unmask.files import new_folder, read_json
-from unmask.models.checkpoint import load_weights, write_weights
+from unmask.models.checkpoint import load_weights, write_adapters, write_weights
 from unmask.models.decoder import Backbone
 from unmask.models.hub import carry_files
 
@@ -70,7 +71,7 @@ def save_checkpoint(
     with new_folder(target, marker=MANIFEST) as temporary:
         for name, model in models.items():
             (temporary / name).mkdir(exist_ok=True)
-            write_weights(model, temporary / name)
+            (write_adapters if model.adapters else write_weights)(model, temporary / name)
         carry_files(tokenizer_from, temporary)
         torch.save({**state, "rng": rng_state()}, temporary / "trainer_state.pt")
         files = {

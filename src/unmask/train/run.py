@@ -2,7 +2,7 @@
 
 RUN/recipe.toml        the resolved recipe          RUN/metrics.jsonl   what the recipe determines, per step
 RUN/versions.json      software and machine         RUN/timings.jsonl   wall-clock seconds, per step
-RUN/origins.json       where its models came from
+RUN/origins.json       where its models came from  RUN/base/           the model that adapters are trained for, if a preset
 RUN/checkpoints/       see train/checkpoint.py      RUN/tensorboard/, wandb-id.txt, wandb/   see train/sinks.py
 """
 
@@ -44,7 +44,7 @@ _MAY_CHANGE = (
 )  # fmt: skip
 
 LOCK = ".lock"
-_WRITTEN_AT_START = ("recipe.toml", "versions.json", "origins.json", "metrics.jsonl", "timings.jsonl")
+_WRITTEN_AT_START = ("base", "recipe.toml", "versions.json", "origins.json", "metrics.jsonl", "timings.jsonl")
 Evaluate = Callable[[], Mapping[str, float]]  # measures the model as it is now, always on the same questions
 
 

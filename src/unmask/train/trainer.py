@@ -68,6 +68,7 @@ class Trainer(Generic[Model]):
         num_tokens = 0
         reset_expert_load(self.model)
         self.optimizer.zero_grad(set_to_none=True)
+        self.model.train()  # for the dropout of adapters
         for pack in pack_rows(rows, self.max_tokens):
             batch = collate(pack, self.model.device)
             with self.autocast():
@@ -76,6 +77,7 @@ class Trainer(Generic[Model]):
             num_tokens += batch.input_ids_BL.numel()
             for key, value in (("loss", loss.detach()), *more.items()):
                 sums[key] = sums[key] + value if key in sums else value
+        self.model.eval()
         grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm, foreach=True)
         if not (torch.isfinite(grad_norm) and torch.isfinite(sums["loss"])):
             raise UnmaskError(
