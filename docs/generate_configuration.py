@@ -58,7 +58,7 @@ def type_of(info: FieldInfo) -> str:
         of = get_args(annotation)[0]
         of = get_args(of)[0] if get_origin(of) is Annotated else of
         values = ", ".join(f"`{json.dumps(value)}`" for value in get_args(of)) if get_origin(of) is Literal else ""
-        return f"list of {values or {int: 'integers', str: 'texts'}[of]}"
+        return f"list of {values or {int: 'integers', float: 'numbers', str: 'texts'}[of]}"
     if get_origin(annotation) is dict:
         return "table"
     words = {bool: "true or false", int: "integer", float: "number", str: "text"}[annotation]

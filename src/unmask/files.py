@@ -47,6 +47,17 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def replace_link(path: Path, target: str) -> None:
+    """Makes `path` a symbolic link, atomically, in place of an older one. Raises `UnmaskError`."""
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        temporary.unlink(missing_ok=True)
+        os.symlink(target, temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise describe_os_error(error, path) from error
+
+
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
     """Yields a temporary path; when the block ends without an error the file is synced and renamed to `path`."""

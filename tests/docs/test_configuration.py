@@ -12,7 +12,7 @@ from unmask.config.evaluation import DEFAULT_MODES
 from unmask.config.load import check, read_toml
 from unmask.data.jsonl import JsonlSource
 from unmask.errors import UnmaskError
-from unmask.train.run import _MAY_CHANGE
+from unmask.train.folder import _MAY_CHANGE
 from unmask.types import SamplingParams
 
 PAGE = ROOT / "docs" / "configuration.md"

@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from tests.recipes import RL, SFT, start, unmask, write_recipe
 from unmask.train import sft
 from unmask.train.checkpoint import find_damage, list_checkpoints, newest_valid
-from unmask.train.run import lock_folder, read_metrics
+from unmask.train.folder import lock_folder
+from unmask.train.run import read_metrics
 
 
 def assert_same_end(a: Path, b: Path) -> None:

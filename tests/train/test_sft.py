@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from tests.conftest import make_model
 from tests.recipes import SFT, unmask, write_recipe
+from unmask.attention import DenseAttention
+from unmask.config import Plugin
+from unmask.config.sections import SftTrainConfig
+from unmask.data.chat import ChatTokenizer
+from unmask.data.sources import open_source
+from unmask.errors import UnmaskError
+from unmask.models.checkpoint import load_model
+from unmask.objectives import SFT_OBJECTIVES
+from unmask.objectives.rows import collate, score_targets
+from unmask.train.demonstrations import Lengths, demonstration, fit_steps
 from unmask.train.run import read_metrics
+from unmask.types import Demonstration, Example
 
 OBJECTIVES = {
     "random_masking": ["objective.options.has_complements=true", "objective.options.rates=stratified"],
@@ -29,3 +42,142 @@ def test_every_objective_trains_every_family(family, name, tmp_path) -> None:
         assert torn.returncode == 0, torn.stderr
     whole, torn = ((tmp_path / run / "metrics.jsonl").read_bytes() for run in ("whole", "torn"))
     assert whole == torn
+
+
+WORDS = [
+    "eval.every_steps=2",
+    "eval.num_examples=0",
+    "eval.num_loss_examples=16",
+    "train.max_steps=8",
+    "checkpoint.every_steps=0",
+]
+
+
+def records_of(folder) -> list[dict]:
+    return [record for record in read_metrics(folder) if "eval/loss" in record]
+
+
+@pytest.mark.parametrize(("name", "rates"), [("semi_ar", (0.25, 0.75)), ("random_masking", (0.5,)), ("ar", ())])
+def test_the_held_out_loss_is_that_of_the_model(name, rates, tmp_path) -> None:
+    """At every rate; computed again from the checkpoint, row by row."""
+    words = [*WORDS, f"objective.name={name}", f"eval.loss_rates={list(rates) or [0.5]}", f"run.dir={tmp_path / 'run'}"]
+    result = unmask("sft", write_recipe(tmp_path, "sft", SFT), *words)
+    assert result.returncode == 0, result.stderr
+    *_, last = records_of(tmp_path / "run")
+    assert sorted(last) == sorted(["step", "eval/loss", *(f"eval/loss_at_{rate:g}" for rate in rates)])
+    folder = tmp_path / "run" / "checkpoints" / "step-00000008"
+    model, tokenizer = load_model(folder), ChatTokenizer.load(folder)
+    held_out = open_source(Plugin(name="chained_arithmetic", options={"min_operations": 1, "max_operations": 2}), "held_out", 0)
+    items = [demonstration(held_out, tokenizer, i, 0, i) for i in range(16)]
+    for key, options in {f"_at_{r:g}": {"min_rate": r, "max_rate": r} for r in rates}.items() if rates else [("", {})]:
+        made = SFT_OBJECTIVES[name]
+        rows = made(made.Options(**options), model.spec, 0).rows(items)
+        stats = [score_targets(model, collate([row]), DenseAttention, excludes_mask=False) for row in rows]
+        logprobs = torch.cat([each.logprobs_N for each in stats])
+        assert last[f"eval/loss{key}"] == pytest.approx(-logprobs.mean().item(), abs=1e-5)
+    if rates:
+        assert last["eval/loss"] == pytest.approx(sum(last[f"eval/loss_at_{r:g}"] for r in rates) / len(rates))
+
+
+def test_the_best_checkpoint_stays(tmp_path) -> None:
+    """A learning rate that is far too large makes the loss worse again; resumed, the same one is the best."""
+    words = [
+        *WORDS,
+        "checkpoint.keep_best=loss",
+        "checkpoint.keep_last=1",
+        "train.max_steps=12",
+        "optimizer.lr=0.05",
+        "eval.every_steps=1",
+    ]
+    recipe = write_recipe(tmp_path, "sft", SFT)
+    for name, steps, more in (("whole", 12, []), ("torn", 5, []), ("torn", 12, ["--resume"])):
+        result = unmask("sft", recipe, *words, f"train.max_steps={steps}", f"run.dir={tmp_path / name}", *more)
+        assert result.returncode == 0, result.stderr
+    losses = {record["step"]: record["eval/loss"] for record in records_of(tmp_path / "whole")}
+    best = min(losses, key=lambda step: losses[step])
+    assert best < 12
+    for name in ("whole", "torn"):
+        folder = tmp_path / name
+        assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [f"step-{best:08d}", "step-00000012"]
+        assert (folder / "best").resolve().name == f"step-{best:08d}"
+    assert (tmp_path / "torn" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+    shown = unmask("inspect", tmp_path / "whole" / "best")
+    assert shown.returncode == 0, shown.stderr
+
+
+def test_patience_ends_the_run(tmp_path) -> None:
+    words = [*WORDS, "stop.metric=loss", "stop.patience=2", "optimizer.lr=0.2", "eval.every_steps=1", "train.max_steps=50"]
+    recipe = write_recipe(tmp_path, "sft", SFT)
+    result = unmask("sft", recipe, *words, f"run.dir={tmp_path / 'run'}")
+    assert result.returncode == 0, result.stderr
+    assert "got no better any more after step" in result.stdout
+    losses = [record["eval/loss"] for record in records_of(tmp_path / "run")]
+    assert len(losses) < 50
+    assert min(losses) == losses[-3]
+    again = unmask("sft", recipe, *words, f"run.dir={tmp_path / 'run'}", "--resume")
+    assert (again.returncode, again.stdout) == (0, result.stdout)
+    more = unmask("sft", recipe, *words, "stop.patience=4", f"run.dir={tmp_path / 'run'}", "--resume")
+    assert more.returncode == 0
+    assert len(records_of(tmp_path / "run")) > len(losses)
+
+
+def test_a_target_for_the_loss(tmp_path) -> None:
+    words = [*WORDS, "stop.metric=loss", "stop.at_least=1e9", f"run.dir={tmp_path / 'run'}"]
+    result = unmask("sft", write_recipe(tmp_path, "sft", SFT), *words)
+    assert "reached its target after step 2" in result.stdout, result.stderr
+
+
+@pytest.mark.parametrize("what", ["drop", "cut"])
+def test_what_is_too_long(what, tmp_path) -> None:
+    """Named and counted; what is cut has no end of turn; the same after a resumption."""
+    recipe = write_recipe(tmp_path, "sft", SFT)
+    words = ["eval.every_steps=0", "train.max_length=20", f"train.when_longer={what}", "train.max_steps=6"]
+    results = [
+        unmask("sft", recipe, *words, f"train.max_steps={steps}", f"run.dir={tmp_path / name}", *more)
+        for name, steps, more in (("whole", 6, []), ("torn", 3, []), ("torn", 6, ["--resume"]))
+    ]
+    assert [result.returncode for result in results] == [0, 0, 0], results
+    records = read_metrics(tmp_path / "whole")
+    assert 0 < sum(record["num_too_long"] for record in records) < 6 * 8
+    assert f"tokens, {'cut' if what == 'cut' else 'left out'} (train.max_length 20)" in results[0].stderr
+    assert (tmp_path / "torn" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+
+
+def test_lengths_by_themselves() -> None:
+    class Named:
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, index: int) -> Example:
+            return Example(id=f"n{index}", messages=({"role": "user", "content": "?"},))
+
+    said: list[str] = []
+    items = [Demonstration(i, 0, [5] * 3, list(range(10, 12 + 3 * i)), step_map=list(range(2 + 3 * i))) for i in range(3)]
+    cut = Lengths(SftTrainConfig(max_length=6, when_longer="cut"), Named(), said.append)
+    found, num = cut.fit(items)
+    assert [(item.response_ids, item.step_map) for item in found] == [
+        ([10, 11], [0, 1]), ([10, 11, 12], [0, 1, 2]), ([10, 11, 12], [0, 1, 2])
+    ]  # fmt: skip
+    assert num == 2
+    assert said == ["example n1: 8 tokens, cut (train.max_length 6)", "example n2: 11 tokens, cut (train.max_length 6)"]
+    drop = Lengths(SftTrainConfig(max_length=6), Named(), said.append)
+    assert [item.key for item in drop.fit(items)[0]] == [0]
+    with pytest.raises(UnmaskError, match=r"example n1: 8 tokens, more than train\.max_length 6"):
+        Lengths(SftTrainConfig(max_length=6, when_longer="stop"), Named(), said.append).fit(items)
+    with pytest.raises(UnmaskError, match=r"all 3 examples are longer than train\.max_length 1"):
+        Lengths(SftTrainConfig(max_length=1), Named(), said.append).fit(items * 2)
+
+
+def test_a_given_order_is_trained_as_if_it_had_been_decoded() -> None:
+    """Step by step in each block; what fills up the last block stays masked."""
+    spec = make_model().spec  # blocks of 4
+    made = SFT_OBJECTIVES["trace"]
+    item = Demonstration(0, 0, [7, 8], [11, 12, 13, 14, 15], step_map=[1, 0, 2, 3, 3])
+    [row] = made(made.Options(), spec, 0).rows([item])
+    copies = [row.input_ids[row.copy == c].tolist() for c in range(1, row.copy.max() + 1)]
+    mask = spec.mask_token_id
+    assert copies == [[7, 8, mask, mask], [7, 8, mask, 12], [mask] * 4, [13, mask, mask, mask]]
+    assert row.target_ids.tolist() == [12, 11, 13, 14, 15]
+    with pytest.raises(UnmaskError, match="step_map has 3 steps, but the response 4 tokens in this tokenizer"):
+        fit_steps([0, 1, 2], [1, 2, 3, 4, 5], "x")
+    assert fit_steps([0, 2, 1], [1, 2, 3, 4], "x") == [0, 2, 1, 3]

@@ -31,7 +31,7 @@ def train(kind: str, words: list[str], resume: bool, dry_run: bool) -> int:
     if outcome.reason == "interrupted":
         print(f"{outcome.signal_name}: stopped after step {outcome.num_steps}, saved; continue with --resume")
         return outcome.exit_code
-    why = "reached its target" if outcome.reason == "target" else "did all its steps"
+    why = {"target": "reached its target", "patience": "got no better any more"}.get(outcome.reason, "did all its steps")
     numbers = ", ".join(f"{name} {value:.4g}" for name, value in outcome.evaluation.items())
     print(f"{why} after step {outcome.num_steps}" + (f": {numbers}" if numbers else ""))
     print(outcome.checkpoint)

@@ -3,7 +3,8 @@
 from unmask.config.evaluation import EvalRecipe, GenerateRecipe
 from unmask.config.load import check, load_recipe, parse_settings, read_toml, to_toml
 from unmask.config.plugins import OWN_FUNCTION, fill_plugins, make_plugin, plugin_options
-from unmask.config.schema import EngineLimits, EvalConfig, LogConfig, Plugin, RlRecipe, RunConfig, SftRecipe
+from unmask.config.schema import RlRecipe, SftRecipe
+from unmask.config.sections import EngineLimits, EvalConfig, LogConfig, Plugin, RunConfig
 
 __all__ = [
     "OWN_FUNCTION", "EngineLimits", "EvalConfig", "EvalRecipe", "GenerateRecipe", "LogConfig", "Plugin", "RlRecipe",

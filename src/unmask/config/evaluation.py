@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from unmask.config.schema import EngineLimits, MachineConfig, Plugin, Section
+from unmask.config.sections import EngineLimits, MachineConfig, Plugin, Section
 from unmask.types import SamplingParams
 
 # The two ways of decoding the field reports; a recipe may add others under [modes.NAME].

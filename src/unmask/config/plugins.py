@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from unmask.config.load import Model, check
-from unmask.config.schema import Plugin
+from unmask.config.sections import Plugin
 from unmask.errors import UnmaskError
 
 OWN_FUNCTION = "FILE.py:FUNCTION"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -23,6 +24,9 @@ class JsonlSource(RowSource):
         question_key: str = Field("question", description="field that holds the user's turn")
         answer_key: str = Field("ground_truth_answer", description="field that holds the verifiable answer")
         response_key: str = Field("response", description="field that holds the demonstration")
+        trained_turns: Literal["all", "last"] = Field(
+            "all", description="of messages that end with the assistant's turn: which of its turns are demonstrations"
+        )
 
     unnamed_split: Split = "train"
 
@@ -46,6 +50,26 @@ class JsonlSource(RowSource):
     def default_id(self, number: int, file: DataFile, is_only: bool) -> str:
         return str(number) if is_only else f"{file.name}-{number}"
 
+    def parse_all(self, row: dict[str, Any], where: str) -> list[Problem]:
+        """A conversation that ends with the assistant's turn is a problem for each of these turns, given what stands before."""
+        problem = self.parse(row, where)
+        turns = problem.messages
+        if not turns or turns[-1].role != "assistant" or problem.response is not None:
+            return [problem]
+        places = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
+        if places[0] == 0:
+            raise UnmaskError(f"{where}: messages begin with the assistant's turn; it has nothing to answer")
+        question = "\n".join(turn.content for turn in turns[: places[0]])  # all on the same side of a split
+        problems = []
+        for number, place in enumerate(places, 1):
+            is_last = place == places[-1]
+            if is_last or self.options.trained_turns == "all":
+                of = problem if is_last else replace(problem, answer=None, tests=None, step_map=None)
+                part = f"/{number}" if len(places) > 1 else ""
+                response = turns[place].content
+                problems.append(replace(of, question=question, messages=turns[:place], response=response, part=part))
+        return problems
+
     def parse(self, row: dict[str, Any], where: str) -> Problem:
         o = self.options
         fields: dict[str, Any] = {
@@ -54,13 +78,32 @@ class JsonlSource(RowSource):
             "response": read_text(row, [o.response_key], where),
             "response_prefix": read_text(row, ["response_prefix"], where),
             "tests": read_tests(row, where),
+            "step_map": check(Example, {"id": "", "messages": [_NO_TURN], "step_map": row.get("step_map")}, where).step_map,
         }
         if "messages" in row:
-            turns = check(Example, {"id": "", "messages": row["messages"]}, where).messages
+            turns = check(Example, {"id": "", "messages": _with_thoughts(row["messages"])}, where).messages
             return Problem(where, "\n".join(turn.content for turn in turns), messages=turns, **fields)
-        if not isinstance(row.get(o.question_key), str):
+        key = "prompt" if o.question_key == "question" and "question" not in row and "prompt" in row else o.question_key
+        if not isinstance(row.get(key), str):
             raise UnmaskError(f"{where}: needs the text field {o.question_key!r} (or messages); found {', '.join(row)}")
-        return Problem(where, row[o.question_key], **fields)
+        return Problem(where, row[key], **fields)
+
+
+_NO_TURN = {"role": "user", "content": ""}
+
+
+def _with_thoughts(turns: Any) -> Any:
+    """Turns whose thoughts are in a field of their own have them before the answer, as models write them."""
+    if not isinstance(turns, list):
+        return turns
+    joined = []
+    for turn in turns:
+        if isinstance(turn, dict) and isinstance(thoughts := turn.get("reasoning_content"), str | None) and "content" in turn:
+            turn = {name: value for name, value in turn.items() if name != "reasoning_content"}
+            if thoughts:
+                turn["content"] = f"<think>\n{thoughts.strip()}\n</think>\n\n{turn['content']}"
+        joined.append(turn)
+    return joined
 
 
 def to_row(example: Example) -> dict[str, Any]:
@@ -72,6 +115,8 @@ def to_row(example: Example) -> dict[str, Any]:
     row = example.model_dump(include={"id", "messages"})
     fields = {"response": example.response, "ground_truth_answer": example.answer}
     row |= {name: value for name, value in fields.items() if value is not None}
+    if example.step_map is not None:
+        row["step_map"] = list(example.step_map)
     if example.response_prefix:
         row["response_prefix"] = example.response_prefix
     return row | (example.tests.model_dump(exclude_defaults=True) if example.tests else {})

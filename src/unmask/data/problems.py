@@ -18,18 +18,21 @@ _TEST_FIELDS = ("test_method", "test_list", "prefix", "test_input", "test_output
 class Problem:
     """A row. `question`: the task's text alone; for a row of turns, all of them.
 
-    messages: turns that are used as they are, without a template. id: empty = the row has none. response_prefix: None = as the
-    options say. split: the published split that the row itself tells of.
+    messages: turns that are used as they are, without a template. id: empty = the row has none; part is put behind it, or
+    behind what stands for it, where a row is several problems. response_prefix: None = as the options say. step_map: at which
+    step each token of the response is unmasked. split: the published split that the row itself tells of.
     """
 
     where: str
     question: str
     messages: tuple[Message, ...] = ()
     id: str = ""
+    part: str = ""
     answer: str | None = None
     response: str | None = None
     response_prefix: str | None = None
     tests: CodeTests | None = None
+    step_map: tuple[int, ...] | None = None
     split: Split | None = None
 
 

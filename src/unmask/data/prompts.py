@@ -79,7 +79,8 @@ def make_example(problem: Problem, options: PromptOptions, shots: Sequence[Probl
         prefix = options.response_prefix
         response = response.removeprefix(prefix) if response is not None else None
     fields = {"answer": problem.answer, "response": response, "tests": problem.tests, "response_prefix": prefix}
-    example = check(Example, {"id": problem.id, "messages": turns, **fields}, problem.where)
+    named = {"id": problem.id, "messages": turns, "step_map": problem.step_map}
+    example = check(Example, named | fields, problem.where)
     try:
         example.model_dump_json()
     except ValueError:  # JSON can write it, no file and no tokenizer can

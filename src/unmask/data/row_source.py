@@ -68,6 +68,10 @@ class RowSource:
         """Raises `UnmaskError` for a malformed row."""
         raise NotImplementedError
 
+    def parse_all(self, row: dict[str, Any], where: str) -> list[Problem]:
+        """The problems of a row, most often one. Raises `UnmaskError`."""
+        return [self.parse(row, where)]
+
     def locations(self) -> list[Location]:
         raise NotImplementedError
 
@@ -116,12 +120,14 @@ class RowSource:
                 try:
                     if isinstance(row, UnmaskError):
                         raise row
-                    problem = self.parse(row, where)
+                    found = self.parse_all(row, where)
                 except UnmaskError as error:
                     self._note(error)
                     continue
-                name = problem.id or self.default_id(number, file, is_only=len(files) == 1)
-                problems.append(replace(problem, id=name, split=file.split or problem.split or "held_out"))
+                for problem in found:
+                    name = problem.id or self.default_id(number, file, is_only=len(files) == 1)
+                    split = file.split or problem.split or "held_out"
+                    problems.append(replace(problem, id=f"{name}{problem.part}" if name else "", split=split))
         return problems
 
     def _with_ids(self, problems: list[Problem]) -> list[Problem]:

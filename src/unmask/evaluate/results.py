@@ -22,7 +22,7 @@ from unmask.evaluate.statistics import estimate_share, pass_at
 from unmask.files import read_json
 from unmask.models.hub import resolve_folder
 from unmask.models.lora import base_of, is_adapter
-from unmask.train.run import versions
+from unmask.train.folder import versions
 from unmask.types import Example, Rollout, RolloutGroup, SamplingParams
 
 if TYPE_CHECKING:

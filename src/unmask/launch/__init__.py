@@ -13,17 +13,18 @@ import torch
 
 from unmask.attention import get_backend
 from unmask.config import Plugin, RlRecipe, RunConfig, SftRecipe, fill_plugins
-from unmask.config.schema import ModelConfig
+from unmask.config.sections import ModelConfig
 from unmask.data.chat import MASK, ChatTokenizer
 from unmask.data.sources import SOURCES, Source, open_source
 from unmask.data.traces import TraceSource
 from unmask.diffusion.remasking import get_strategy
 from unmask.engine import Engine
 from unmask.errors import UnmaskError
-from unmask.evaluate import METRICS, take_examples
+from unmask.evaluate import take_examples
 from unmask.files import new_folder, read_json, write_text
 from unmask.launch.machine import find_model_folder, pick_device, pick_precision, use_machine
-from unmask.launch.parts import add_adapters, limits_beside_training, make_critic, make_evaluator, make_reference, make_trainer
+from unmask.launch.measures import joined, make_evaluator, make_loss_meter, measured_metrics
+from unmask.launch.parts import add_adapters, limits_beside_training, make_critic, make_reference, make_trainer
 from unmask.models import Decoder
 from unmask.models.checkpoint import load_model, new_model, save_model
 from unmask.objectives import (
@@ -37,8 +38,9 @@ from unmask.rl.loop import train_rl
 from unmask.rl.scoring import RewardPool
 from unmask.rl.stages import make_stages
 from unmask.train.checkpoint import seed_rng
+from unmask.train.demonstrations import demonstration
 from unmask.train.run import Outcome, Run
-from unmask.train.sft import demonstration, train_sft
+from unmask.train.sft import train_sft
 from unmask.train.sinks import check_packages
 
 ORIGINS = "origins.json"  # in a run folder: the folders that the models' paths meant when it began
@@ -54,10 +56,12 @@ def resolve(recipe: SftRecipe | RlRecipe) -> SftRecipe | RlRecipe:
         get_strategy(recipe.rollout.remasking_strategy)
         get_advantage(recipe.advantage)
     get_backend(recipe.run.attention_backend, torch.device("cpu"))
-    if recipe.stop.metric and recipe.stop.metric not in METRICS:
-        raise UnmaskError(f"stop.metric {recipe.stop.metric!r} is not measured; known: {', '.join(METRICS)}")
-    if recipe.stop.metric and not recipe.eval.every_steps:
-        raise UnmaskError("stop.metric needs eval.every_steps above 0: what is not measured stops nothing")
+    for key, metric in (("stop.metric", recipe.stop.metric), ("checkpoint.keep_best", recipe.checkpoint.keep_best)):
+        known = measured_metrics(recipe)
+        if metric and not recipe.eval.every_steps:
+            raise UnmaskError(f"{key} needs eval.every_steps above 0: what is not measured decides nothing")
+        if metric and metric not in known:
+            raise UnmaskError(f"{key} {metric!r} is not measured; known: {', '.join(known)}")
     return recipe
 
 
@@ -123,7 +127,7 @@ def start(recipe: SftRecipe | RlRecipe, *, resume: bool = False, title: str = ""
         trainer = make_trainer(model, recipe, recipe.optimizer, steps)
         engine = Engine(model, decode=tokenizer.decode, **limits_beside_training(recipe.engine, model.device))
         rewards = RewardPool(recipe.reward)
-        evaluator = make_evaluator(recipe, trainer, engine, tokenizer, rewards)
+        measures = [make_evaluator(recipe, trainer, engine, tokenizer, rewards)] if recipe.eval.num_examples else []
         title = title or kind
         # What is wrong with the data or the parts is found before there is a run folder.
         if isinstance(recipe, SftRecipe):
@@ -133,8 +137,11 @@ def start(recipe: SftRecipe | RlRecipe, *, resume: bool = False, title: str = ""
             check_demonstrations(source)
             objective.rows([demonstration(source, tokenizer, 0, 0)])
             if recipe.eval.every_steps:
-                stack.enter_context(rewards)
-            run = Run(folder, recipe, trainer, tokenizer_from, evaluator, resume=resume, title=title)
+                if recipe.eval.num_examples:
+                    stack.enter_context(rewards)
+                if recipe.eval.num_loss_examples:
+                    measures.append(make_loss_meter(recipe, trainer, tokenizer))
+            run = Run(folder, recipe, trainer, tokenizer_from, joined(measures), resume=resume, title=title)
             keep_beginning(folder, origins, Path(scratch))
             return train_sft(recipe, run, source, tokenizer, objective)
         first, *_ = examples = take_examples(source, num_to_check(source))
@@ -144,7 +151,7 @@ def start(recipe: SftRecipe | RlRecipe, *, resume: bool = False, title: str = ""
             engine.check(tokenizer.prompt_ids(first), stage.params, name="rollout")
         stack.enter_context(rewards)
         run = Run(
-            folder, recipe, trainer, tokenizer_from, evaluator, resume=resume, title=title,
+            folder, recipe, trainer, tokenizer_from, joined(measures), resume=resume, title=title,
             value_trainer=critic.trainer if critic else None,
         )  # fmt: skip
         keep_beginning(folder, origins, Path(scratch))

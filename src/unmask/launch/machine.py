@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from unmask.config.schema import MachineConfig
+from unmask.config.sections import MachineConfig
 from unmask.errors import UnmaskError
 from unmask.models.hub import resolve_folder
 from unmask.train.checkpoint import newest_valid

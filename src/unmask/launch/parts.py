@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from unmask.config import RlRecipe, SftRecipe
-from unmask.config.schema import EngineLimits, LoraConfig, OptimizerConfig
-from unmask.data.chat import ChatTokenizer
-from unmask.data.sources import open_source
-from unmask.engine import Engine
+from unmask.config.sections import EngineLimits, LoraConfig, OptimizerConfig
 from unmask.errors import UnmaskError
-from unmask.evaluate import evaluate, take_examples
 from unmask.launch.machine import find_model_folder, pick_precision
 from unmask.models import Decoder, ValueModel
 from unmask.models.checkpoint import load_model
@@ -22,7 +17,6 @@ from unmask.models.decoder import Backbone
 from unmask.models.lora import add_lora
 from unmask.models.quantize import quantize_linears
 from unmask.rl.critic import Critic
-from unmask.rl.scoring import RewardPool
 from unmask.train.trainer import Model, Trainer
 
 
@@ -85,25 +79,3 @@ def limits_beside_training(limits: EngineLimits, device: torch.device) -> dict[s
     if device.type == "cuda" and limits.kv_memory_gb is None and limits.num_pages is None:
         values["kv_memory_gb"] = 0.3 * torch.cuda.mem_get_info(device)[0] / 1e9
     return values
-
-
-def make_evaluator(
-    recipe: SftRecipe | RlRecipe, trainer: Trainer, engine: Engine, tokenizer: ChatTokenizer, rewards: RewardPool
-) -> Callable[[], dict[str, float]]:
-    """Measures the trainer's model on the recipe's held-out examples: always the same ones, with the same seeds."""
-    config = recipe.eval
-    source = config.source or recipe.source
-    examples = []
-    if config.every_steps:
-        held_out = open_source(source, "held_out", recipe.run.seed)
-        examples = take_examples(held_out, config.num_examples, config.first_example)
-        rewards.check(examples)
-        engine.check(tokenizer.prompt_ids(examples[0]), config.sampling, name="eval.sampling")
-
-    def measure() -> dict[str, float]:
-        engine.update_weights(policy_version=trainer.optimizer_step)
-        with trainer.autocast():
-            result = evaluate(engine, tokenizer, examples, config.sampling, rewards)
-        return result.metrics()
-
-    return measure

@@ -15,11 +15,12 @@ from unmask.objectives.fused_head import TargetStats
 from unmask.objectives.rows import RowBatch, TrainRow, set_weights
 from unmask.objectives.trace_views import trace_rows
 from unmask.objectives.views import Grid
-from unmask.types import Demonstration
+from unmask.types import Demonstration, Trace
 
 
 class TraceSft:
-    """The views of TraceRL, with cross-entropy. Needs demonstrations with a trace (source `traces`)."""
+    """The views of TraceRL, with cross-entropy. Needs demonstrations with a trace (source `traces`) or a
+    `step_map`."""
 
     class Options(SftOptions):
         loss_normalization: Literal["token", "sequence", "constant", "trace_step"] = Field(  # type: ignore[assignment]
@@ -35,12 +36,22 @@ class TraceSft:
         """Rows of the demonstrations, with "weight" of every target; weights refer to all of `items`."""
         rows_of = []
         for item in items:
-            if item.trace is None:
-                raise UnmaskError(f"example {item.key}: has no trace; trace SFT needs them: use the source traces")
-            grid = Grid.of(self.spec, self.options.block_size or item.trace.block_size)
-            rows_of.append(trace_rows(item.trace, grid, self.spec.mask_token_id, trace_shrink=self.options.trace_shrink))
+            trace = item.trace or self._given_order(item)
+            grid = Grid.of(self.spec, self.options.block_size or trace.block_size)
+            rows_of.append(trace_rows(trace, grid, self.spec.mask_token_id, trace_shrink=self.options.trace_shrink))
         set_weights(rows_of, self.options.loss_normalization, self.options.constant_length, len(items))
         return [row for rows in rows_of for row in rows]
+
+    def _given_order(self, item: Demonstration) -> Trace:
+        """As if it had been decoded in the order that its row gives. What fills up the last block was never unmasked."""
+        if item.step_map is None:
+            raise UnmaskError(f"example {item.key}: has no trace; trace SFT needs them: use the source traces, or step_map")
+        num = len(item.response_ids)
+        size = self.options.block_size or self.spec.block_size if self.spec.attention == "block_causal" else 1
+        num_pads = -(len(item.prompt_ids) + num) % size
+        canvas = [*item.response_ids, *[self.spec.pad_token_id] * num_pads]
+        steps, zeros = [*item.step_map, *[-1] * num_pads], [0.0] * len(canvas)
+        return Trace(item.prompt_ids, canvas, steps, zeros, zeros, num, size, 0, "stop")
 
     def loss(self, stats: TargetStats, batch: RowBatch) -> tuple[Tensor, dict[str, Tensor]]:
         return cross_entropy(stats, batch)

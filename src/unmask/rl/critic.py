@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unmask.config.schema import ValueConfig
+from unmask.config.sections import ValueConfig
 from unmask.models import ValueModel
 from unmask.objectives.rows import RowBatch, TrainRow, collate, fit_rows, pack_rows, set_weights, target_hidden
 from unmask.objectives.value import outcome_rewards, trace_advantages, value_loss

@@ -61,13 +61,14 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 
 def save_checkpoint(
-    folder: Path, step: int, models: Mapping[str, Backbone], state: dict[str, Any], tokenizer_from: Path, keep_last: int
-) -> Path:
-    """Writes checkpoints/step-N atomically, then removes all but the newest `keep_last`. Raises `UnmaskError`.
+    folder: Path, step: int, models: Mapping[str, Backbone], state: dict[str, Any], tokenizer_from: Path, keep_last: int,
+    best_step: int | None = None,
+) -> Path:  # fmt: skip
+    """Writes checkpoints/step-N atomically, then removes all but the newest `keep_last` and that of `best_step`.
 
-    models: by the folder within the checkpoint, "" for the checkpoint itself.
+    models: by the folder within the checkpoint, "" for the checkpoint itself. Raises `UnmaskError`.
     """
-    target = folder / f"step-{step:08d}"
+    target = folder / step_folder(step)
     with new_folder(target, marker=MANIFEST) as temporary:
         for name, model in models.items():
             (temporary / name).mkdir(exist_ok=True)
@@ -82,8 +83,13 @@ def save_checkpoint(
         manifest = json.dumps({"step": step, "files": dict(sorted(files.items()))}, indent=2)
         (temporary / MANIFEST).write_text(manifest, encoding="utf-8")
     for old in list_checkpoints(folder)[:-keep_last]:
-        shutil.rmtree(old, ignore_errors=True)
+        if best_step is None or old.name != step_folder(best_step):
+            shutil.rmtree(old, ignore_errors=True)
     return target
+
+
+def step_folder(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

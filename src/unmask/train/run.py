@@ -4,55 +4,44 @@ RUN/recipe.toml        the resolved recipe          RUN/metrics.jsonl   what the
 RUN/versions.json      software and machine         RUN/timings.jsonl   wall-clock seconds, per step
 RUN/origins.json       where its models came from  RUN/base/           the model that adapters are trained for, if a preset
 RUN/checkpoints/       see train/checkpoint.py      RUN/tensorboard/, wandb-id.txt, wandb/   see train/sinks.py
+RUN/best               link to the best of them
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
+import math
 import os
-import platform
-import shutil
-import sys
 import time
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
-from unmask.config import LogConfig, RlRecipe, SftRecipe, to_toml
+from unmask.config import LogConfig, RlRecipe, SftRecipe
 from unmask.errors import UnmaskError
-from unmask.files import describe_os_error, write_text
+from unmask.files import replace_link
 from unmask.metrics import JsonlWriter
 from unmask.models import Decoder, ValueModel
 from unmask.models.decoder import Backbone
-from unmask.train.checkpoint import load_checkpoint, newest_valid, save_checkpoint
+from unmask.train.checkpoint import load_checkpoint, newest_valid, save_checkpoint, step_folder
+from unmask.train.folder import BEST, lock_folder, prepare_folder
 from unmask.train.interruption import Interruption
 from unmask.train.progress import RL_COLUMNS, SFT_COLUMNS, Progress
 from unmask.train.sinks import open_sinks
+from unmask.train.stopping import Stopping
 from unmask.train.trainer import Trainer
 
-# Keys that may change between a run and its resumption: where and how safely it runs, and how long it goes on. (A longer
-# train.max_steps stretches a learning rate schedule from here on; everything else of a step stays what it was.)
-_MAY_CHANGE = (
-    "run.dir", "run.num_threads", "engine.", "train.max_steps", "reward.options.num_workers", "stop.", "checkpoint.", "log.",
-)  # fmt: skip
-
-LOCK = ".lock"
-_WRITTEN_AT_START = ("base", "recipe.toml", "versions.json", "origins.json", "metrics.jsonl", "timings.jsonl")
 Evaluate = Callable[[], Mapping[str, float]]  # measures the model as it is now, always on the same questions
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a run ended: "target" (the measured value was reached), "max_steps", or "interrupted" (resumable)."""
+    """How a run ended: "target" (the measured value was reached), "patience" (it got no better any more), "max_steps", or
+    "interrupted" (resumable)."""
 
-    reason: Literal["target", "max_steps", "interrupted"]
+    reason: Literal["target", "patience", "max_steps", "interrupted"]
     num_steps: int
     checkpoint: Path
     evaluation: dict[str, float]
@@ -76,6 +65,7 @@ class Run:
         self.tokenizer_from, self.evaluate = tokenizer_from, evaluate
         self.num_steps = 0
         self.evaluation: dict[str, float] = {}
+        self.stopping = Stopping(recipe.stop, recipe.checkpoint.keep_best)
         self._reason: str | None = None
         with ExitStack() as opened:  # a run that cannot begin keeps nothing open, the lock least of all
             opened.callback(os.close, lock_folder(folder, resume))
@@ -107,10 +97,13 @@ class Run:
             self.value_trainer.load_state_dict(state["value_trainer"])
         self.loop_state.update(state["loop"])
         self.num_steps, self.evaluation = state["num_steps"], state["evaluation"]
+        self.stopping.state.update(state["stopping"])
         self.metrics.truncate(state["metrics_bytes"])
         self.timings.truncate(state["timings_bytes"])
-        if state["reason"] == "target" and self._is_target_reached():
+        if state["reason"] == "target" and self.stopping.is_target_reached(self.evaluation, self.num_steps):
             self._reason = "target"
+        elif state["reason"] == "patience" and self.stopping.state["num_since"] >= (self.recipe.stop.patience or math.inf):
+            self._reason = "patience"
         elif self.num_steps >= self.recipe.train.max_steps:
             self._reason = "max_steps"
         return [*notes, f"resuming after step {self.num_steps} from {checkpoint}"]
@@ -151,8 +144,7 @@ class Run:
             start = time.monotonic()
             measured = self._measure()
             seconds["eval_s"] = time.monotonic() - start
-            if self._is_target_reached():
-                self._reason = "target"
+            self._reason = self.stopping.see(measured, self.num_steps)
         self._record(self.timings, seconds)
         if self._reason is None and is_last:
             self._reason = "max_steps"
@@ -162,8 +154,11 @@ class Run:
         every = recipe.checkpoint.every_steps
         if self._reason is None and self.interruption.signal_name:
             self._reason = "interrupted"
-        if self._reason or (every and self.num_steps % every == 0):
+        is_best = self.stopping.state["kept_step"] == self.num_steps
+        if self._reason or is_best or (every and self.num_steps % every == 0):
             self.save()
+        if is_best:
+            replace_link(self.folder / BEST, f"checkpoints/{step_folder(self.num_steps)}")
 
     def _measure(self) -> dict[str, float]:
         self.evaluation = dict(self.evaluate())
@@ -175,10 +170,6 @@ class Run:
         for sink in self.sinks:
             sink.write(self.num_steps, values)
 
-    def _is_target_reached(self) -> bool:
-        stop = self.recipe.stop
-        return bool(stop.metric) and self.num_steps >= stop.min_steps and self.evaluation[stop.metric] >= stop.at_least
-
     def save(self) -> Path:
         for sink in self.sinks:
             sink.flush()
@@ -188,107 +179,25 @@ class Run:
             "loop": self.loop_state,
             "num_steps": self.num_steps,
             "evaluation": self.evaluation,
+            "stopping": self.stopping.state,
             "reason": None if self._reason == "interrupted" else self._reason,
             "metrics_bytes": self.metrics.sync(),
             "timings_bytes": self.timings.sync(),
         }
-        keep = self.recipe.checkpoint.keep_last
+        keep, best = self.recipe.checkpoint.keep_last, self.stopping.state["kept_step"]
         folder = self.folder / "checkpoints"
-        return save_checkpoint(folder, self.num_steps, self._models(), state, self.tokenizer_from, keep)
+        return save_checkpoint(folder, self.num_steps, self._models(), state, self.tokenizer_from, keep, best)
 
     @property
     def outcome(self) -> Outcome:
         assert self._reason is not None, "the run has not ended"
-        checkpoint = self.folder / "checkpoints" / f"step-{self.num_steps:08d}"
+        checkpoint = self.folder / "checkpoints" / step_folder(self.num_steps)
         signal_name, code = self.interruption.signal_name, self.interruption.exit_code
         if self._reason != "interrupted":
             signal_name, code = None, 0
         return Outcome(self._reason, self.num_steps, checkpoint, self.evaluation, signal_name, code)  # type: ignore[arg-type]
 
 
-def lock_folder(folder: Path, resume: bool) -> int:
-    """Keeps a second process out of the folder for as long as this one lives; returns the lock's file descriptor."""
-    if resume and not folder.is_dir():
-        raise UnmaskError(f"{folder}: nothing to resume here (no such folder)")
-    if not resume and folder.is_dir() and not _is_blank(folder):
-        raise UnmaskError(f"{folder}: is not empty; continue that run with --resume or choose another run.dir")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise describe_os_error(error, folder) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise UnmaskError(
-            f"{folder}: another process is running in this folder; wait for it or choose another run.dir"
-        ) from None
-    return descriptor
-
-
-def _is_blank(folder: Path) -> bool:
-    """Nothing is lost by starting here: nothing but leftovers, or a run that ended before it recorded or kept anything."""
-    paths = [path for path in folder.iterdir() if not _is_leftover(path)]
-    if any(path.name not in _WRITTEN_AT_START for path in paths):
-        return False
-    return all(path.stat().st_size == 0 for path in paths if path.suffix == ".jsonl")
-
-
-def _is_leftover(path: Path) -> bool:
-    """The lock, or something that was being written when a process died."""
-    return path.name == LOCK or (path.name.startswith(".") and ".tmp-" in path.name)
-
-
-def prepare_folder(folder: Path, recipe: SftRecipe | RlRecipe, resume: bool) -> None:
-    """Creates the folder with the resolved recipe, or checks that the one there belongs to it. Raises `UnmaskError`."""
-    file = folder / "recipe.toml"
-    for leftover in (*folder.glob(".*.tmp-*"), *(folder / "checkpoints").glob(".*.tmp-*")):
-        shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink()
-    if resume and not file.exists():
-        raise UnmaskError(f"{folder}: nothing to resume here (no recipe.toml)")
-    if resume:
-        try:
-            stored = _flatten(tomllib.loads(file.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
-            raise UnmaskError(f"{file}: cannot be read ({error})") from None
-        given = _flatten(tomllib.loads(to_toml(recipe)))
-        for key in sorted(stored.keys() | given.keys()):
-            if stored.get(key) != given.get(key) and not key.startswith(_MAY_CHANGE):
-                was, now = stored.get(key), given.get(key)
-                raise UnmaskError(f"{file}: cannot resume, {key} was {was!r} and is now {now!r}; use another run.dir")
-    write_text(file, to_toml(recipe))
-    write_text(folder / "versions.json", json.dumps(versions(), indent=2) + "\n")
-
-
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """All records of a run's metrics.jsonl."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def versions() -> dict[str, Any]:
-    """What the run was computed with; packages that are not installed are left out."""
-    packages = {}
-    for name in (
-        "unmask", "torch", "numpy", "safetensors", "transformers", "tokenizers", "pydantic", "math-verify", "sympy",
-        "latex2sympy2_extended",
-    ):  # fmt: skip
-        with suppress(metadata.PackageNotFoundError):
-            packages[name] = metadata.version(name)
-    return {
-        "python": sys.version.split()[0],
-        "platform": platform.platform(),
-        "packages": packages,
-        "num_threads": torch.get_num_threads(),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-    }
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat.update(_flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value})
-    return flat
-
-
-__all__ = ["Evaluate", "Outcome", "Run", "prepare_folder", "read_metrics", "versions"]

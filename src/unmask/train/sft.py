@@ -9,11 +9,12 @@ from torch import Tensor
 from unmask.config import SftRecipe
 from unmask.data.chat import ChatTokenizer
 from unmask.data.sources import EpochOrder, Source
-from unmask.errors import UnmaskError
+from unmask.models import Decoder
 from unmask.objectives import SftObjective
 from unmask.objectives.rows import RowBatch, score_targets
+from unmask.train.demonstrations import Lengths, demonstration
 from unmask.train.run import Outcome, Run
-from unmask.types import Demonstration
+from unmask.train.trainer import LossFn, Trainer
 
 
 def train_sft(
@@ -22,30 +23,30 @@ def train_sft(
     """Trains until the measured target or `train.max_steps`. Everything a step does follows from its number."""
     trainer, batch_size = run.trainer, recipe.train.batch_size
     order = EpochOrder(len(source), recipe.run.seed)
-
-    def loss_fn(batch: RowBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        return objective.loss(score_targets(trainer.model, batch, trainer.backend, excludes_mask=False), batch)
-
+    loss_fn = sft_loss(trainer, objective)
+    lengths = Lengths(recipe.train, source, run.progress.say)
     with run:
         for step in run.steps():
             start = time.monotonic()
             # 1. The step's demonstrations, from its place in the seeded epochs.
             places = range(step * batch_size, (step + 1) * batch_size)
-            items = [demonstration(source, tokenizer, *order[place], place) for place in places]
+            items, num_too_long = lengths.fit([demonstration(source, tokenizer, *order[n], n) for n in places])
             # 2. Rows: clean and noisy copies.
-            rows = objective.rows(items)
+            rows = objective.rows(items) if items else []
             # 3. One optimizer step.
             stats = trainer.update(rows, loss_fn) if rows else {}
             # 4. Metrics, evaluation, checkpoint, end.
-            num_tokens = sum(len(row.input_ids) for row in rows)
-            run.finish_step({**stats, "num_tokens": num_tokens}, {"step_s": time.monotonic() - start})
+            counts = {"num_tokens": sum(len(row.input_ids) for row in rows)}
+            if recipe.train.max_length is not None:
+                counts["num_too_long"] = num_too_long
+            run.finish_step({**stats, **counts}, {"step_s": time.monotonic() - start})
     return run.outcome
 
 
-def demonstration(source: Source, tokenizer: ChatTokenizer, index: int, epoch: int, place: int = 0) -> Demonstration:
-    example = source[index]
-    if example.trace is not None:
-        return Demonstration(index, epoch, example.trace.prompt_ids, example.trace.response_ids, example.trace, place)
-    if example.response is None:
-        raise UnmaskError(f"example {example.id}: has no response; supervised fine-tuning needs demonstrations")
-    return Demonstration(index, epoch, tokenizer.prompt_ids(example), tokenizer.response_ids(example), place=place)
+def sft_loss(trainer: Trainer[Decoder], objective: SftObjective) -> LossFn:
+    """The loss of a pack of the objective's rows."""
+
+    def loss_fn(batch: RowBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        return objective.loss(score_targets(trainer.model, batch, trainer.backend, excludes_mask=False), batch)
+
+    return loss_fn

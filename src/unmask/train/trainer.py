@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unmask.attention import get_backend
-from unmask.config.schema import OptimizerConfig
+from unmask.config.sections import OptimizerConfig
 from unmask.errors import UnmaskError
 from unmask.models.decoder import Backbone
 from unmask.models.experts import expert_balance, reset_expert_load
@@ -93,6 +93,15 @@ class Trainer(Generic[Model]):
         stats = {key: float(value) for key, value in sums.items()}
         stats |= {"grad_norm": float(grad_norm), "lr": lr, "num_tokens": num_tokens}
         return {**stats, **expert_balance(self.model)}
+
+    @torch.no_grad()
+    def measure(self, rows: Sequence[TrainRow], loss_fn: LossFn) -> float:
+        """The loss over all rows, without a step."""
+        total = torch.zeros((), device=self.model.device)
+        for pack in pack_rows(rows, self.max_tokens):
+            with self.autocast():
+                total += loss_fn(collate(pack, self.model.device))[0]
+        return float(total)
 
     def state_dict(self) -> dict[str, Any]:
         return {"optimizer": self.optimizer.state_dict(), "optimizer_step": self.optimizer_step}

@@ -57,6 +57,7 @@ class Example(BaseModel):
 
     `messages` ends with the user's turn. The assistant's turn is begun with `response_prefix`, which belongs to the prompt;
     `response` is the demonstration that follows (SFT), `answer` the verifiable result (RL, eval), `tests` those of a program.
+    `step_map`: at which step each token of the demonstration is to be unmasked, with or without the end of the turn.
     `trace`, where there is one, is how the response was decoded: its token ids are used instead of the texts.
     """
 
@@ -68,6 +69,7 @@ class Example(BaseModel):
     response: str | None = None
     answer: str | None = None
     tests: CodeTests | None = None
+    step_map: tuple[int, ...] | None = Field(None, strict=False)
     trace: SkipValidation[Trace] | None = None
 
 
@@ -97,7 +99,7 @@ class Demonstration:
 
     `key` (its index in the source) and `epoch` name it in the random numbers: its masks are the same in any batch, on any
     rank and after resumption. `response_ids` ends with the turn's stop token. `trace`: how they were decoded, if recorded.
-    `place`: so many demonstrations of the run come before it.
+    `step_map`: the order that was given for them, one step for each. `place`: so many demonstrations of the run come before it.
     """
 
     key: int
@@ -105,6 +107,7 @@ class Demonstration:
     prompt_ids: list[int]
     response_ids: list[int]
     trace: Trace | None = None
+    step_map: list[int] | None = None
     place: int = 0
 
 
