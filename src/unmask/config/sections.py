@@ -78,12 +78,17 @@ class ModelConfig(Section):
 
     path: str = Field("", description="model folder, run folder (its newest checkpoint) or hub name owner/name")
     revision: str = Field("", description="branch, tag or commit on the hub; empty = the default branch")
-    preset: str = Field("", description='"family/size", for example "sdar/tiny"; made with the source\'s tokenizer')
+    preset: str = Field("", description='"family/size", for example "sdar/tiny": random weights')
+    tokenizer: str = Field(
+        "", description="folder or hub name of a preset's tokenizer; empty = the tokens of the source's own vocabulary"
+    )
 
     @model_validator(mode="after")
     def _exactly_one(self) -> ModelConfig:
         if bool(self.path) == bool(self.preset):
             raise ValueError("give exactly one of model.path and model.preset")
+        if self.path and self.tokenizer:
+            raise ValueError("model.tokenizer is for presets; the model of model.path has one")
         return self
 
 

@@ -94,6 +94,19 @@ class ChatTokenizer:
             )
         )
 
+    @property
+    def special_ids(self) -> dict[str, Any]:
+        """Keys of a model's config, for one that is made for this tokenizer."""
+        ids = self.tokenizer
+        return {"eos_token_id": [self.turn_end_id], "pad_token_id": ids.pad_token_id, "mask_token_id": ids.mask_token_id}
+
+    def complete(self, mask_token: str) -> None:
+        """Adds what a language model from left to right does without: a mask token; the end of a turn pads, if nothing does."""
+        if self.tokenizer.mask_token is None:
+            self.tokenizer.add_special_tokens({"mask_token": mask_token})
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.convert_ids_to_tokens(self.turn_end_id)
+
     def save(self, folder: Path) -> None:
         self.tokenizer.save_pretrained(str(folder))
 

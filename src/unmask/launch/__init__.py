@@ -14,7 +14,7 @@ import torch
 from unmask.attention import get_backend
 from unmask.config import Plugin, RlRecipe, RunConfig, SftRecipe, fill_plugins
 from unmask.config.sections import ModelConfig
-from unmask.data.chat import MASK, ChatTokenizer
+from unmask.data.chat import ChatTokenizer
 from unmask.data.sources import SOURCES, Source, open_source
 from unmask.data.traces import TraceSource
 from unmask.diffusion.remasking import get_strategy
@@ -25,8 +25,9 @@ from unmask.files import new_folder, read_json, write_text
 from unmask.launch.machine import find_model_folder, pick_device, pick_precision, use_machine
 from unmask.launch.measures import joined, make_evaluator, make_loss_meter, measured_metrics
 from unmask.launch.parts import add_adapters, limits_beside_training, make_critic, make_reference, make_trainer
-from unmask.models import Decoder
+from unmask.models import Decoder, find_family, preset_config
 from unmask.models.checkpoint import load_model, new_model, save_model
+from unmask.models.hub import resolve_folder
 from unmask.objectives import (
     RL_OBJECTIVES,
     SFT_OBJECTIVES,
@@ -90,17 +91,26 @@ def open_model(config: ModelConfig, source: Plugin, run: RunConfig, scratch: Pat
     if config.path:
         folder = find_model_folder(config.path, config.revision)
         return load_model(folder, device=device), ChatTokenizer.load(folder), folder
-    vocabulary = open_source(source, "train", run.seed).vocabulary
-    if vocabulary is None:
-        raise UnmaskError(f"model.preset needs a source with a vocabulary of its own; {source.name} has none: use model.path")
-    tokenizer = ChatTokenizer.tiny(vocabulary)
+    tokenizer = preset_tokenizer(config, source, run.seed)
     tokenizer.save(scratch)
-    ids = tokenizer.tokenizer
-    model = new_model(
-        config.preset, run.seed, device=device, vocab_size=len(ids), eos_token_id=[tokenizer.turn_end_id],
-        pad_token_id=ids.pad_token_id, mask_token_id=ids.convert_tokens_to_ids(MASK),
-    )  # fmt: skip
+    size = len(tokenizer.tokenizer)
+    model = new_model(config.preset, run.seed, device=device, vocab_size=size, **tokenizer.special_ids)
     return model, tokenizer, scratch
+
+
+def preset_tokenizer(config: ModelConfig, source: Plugin, seed: int) -> ChatTokenizer:
+    """The tokenizer that a recipe's preset is made for, with a mask token. Raises `UnmaskError`."""
+    if config.tokenizer:
+        tokenizer = ChatTokenizer.load(resolve_folder(config.tokenizer, config.revision or None, weights=False))
+        tokenizer.complete(find_family(preset_config(config.preset)).mask_token)
+        return tokenizer
+    vocabulary = open_source(source, "train", seed).vocabulary
+    if vocabulary is None:
+        raise UnmaskError(
+            f"model.preset needs a source with a vocabulary of its own, and {source.name} has none: give model.tokenizer, "
+            "or use model.path"
+        )
+    return ChatTokenizer.tiny(vocabulary)
 
 
 def start(recipe: SftRecipe | RlRecipe, *, resume: bool = False, title: str = "") -> Outcome:
