@@ -74,11 +74,12 @@ def test_flex_executes_the_same_rule_as_dense() -> None:
     torch.testing.assert_close(flex, dense, atol=2e-6, rtol=0)  # float32 against float64 accumulation
 
 
-@pytest.mark.parametrize("tile", [1, 8, 64])
+@pytest.mark.parametrize(("tile", "long"), [(1, 128), (1, 2), (8, 128), (64, 128)])
 @pytest.mark.parametrize("length", [1, 7, 40, 130])
-def test_tiles_execute_the_same_rule_as_dense(monkeypatch, tile: int, length: int) -> None:
+def test_tiles_execute_the_same_rule_as_dense(monkeypatch, tile: int, long: int, length: int) -> None:
     """Forward and gradients, with more keys than queries, rows apart, and tokens in no order at all."""
     monkeypatch.setattr(tiled, "TILE", tile)
+    monkeypatch.setattr(tiled, "LONG", long)
     for seed in range(6):
         layout = random_layout(2, length, seed=seed)
         keys = layout.cat(random_layout(2, length, seed=seed + 100))
@@ -100,6 +101,17 @@ def test_tiles_leave_out_what_nobody_sees() -> None:
     layout = TokenLayout(doc, position // 4, torch.zeros_like(doc), position)
     computed = sum(group.is_hidden_TQK.numel() for group in TiledAttention(layout, layout).groups)
     assert computed <= 1.1 * 16 * 64 * 64
+
+
+@pytest.mark.parametrize(("length", "tile"), [(4_000, 64), (20_000, 128)])
+def test_tiles_of_long_sequences_are_larger(length: int, tile: int) -> None:
+    """And compute little in vain for it: what tiles of one call are filled up with is most of it."""
+    position = torch.arange(length)[None]
+    layout = TokenLayout(torch.zeros_like(position), position // 4, torch.zeros_like(position), position)
+    groups = TiledAttention(layout, layout).groups
+    assert {group.query_TQ.shape[1] for group in groups} == {tile}
+    visible = length * (length + 4) // 2
+    assert visible <= sum(group.is_hidden_TQK.numel() for group in groups) <= 1.2 * visible
 
 
 @pytest.mark.parametrize("backend", ["dense", "tiled"])

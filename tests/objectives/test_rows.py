@@ -55,12 +55,25 @@ def test_split_rows_have_all_that_they_need(rows, max_tokens) -> None:
             assert np.concatenate([piece.values[key] for piece in pieces]).tolist() == values.tolist()
         for piece in pieces:
             num_copies = len(set(piece.copy.tolist()) - {0})
-            assert len(piece.input_ids) <= max_tokens or num_copies == 1
             assert piece.num_shared == row.num_shared
             num_clean = int((piece.copy == 0).sum())
+            assert len(piece.input_ids) <= max(max_tokens, 2 * num_clean) or num_copies == 1
             assert num_clean == 4 * piece.block.max()  # whole blocks before the last noisy one, nothing more
     fitted = fit_rows(rows, max_tokens)
     assert [id(row) for row in fit_rows(fitted, max_tokens)] == [id(row) for row in fitted]  # once is enough
+
+
+def test_long_rows_are_not_cut_into_single_copies() -> None:
+    """However small the budget: clean tokens are at most as many as all copies' tokens, but for the last block or two."""
+    num_blocks = 64
+    ids = np.arange(4 * num_blocks)
+    is_masked = np.ones((1, len(ids)), dtype=bool)
+    [row] = masked_rows([], ids.tolist(), Grid(4), 2, is_masked, is_masked)
+    for max_tokens in (8, 64, 256):
+        pieces = list(split_row(row, max_tokens))
+        assert sum(len(piece.target_ids) for piece in pieces) == len(ids)
+        assert sum(len(piece.input_ids) for piece in pieces) <= 2 * len(row.input_ids)
+        assert len(pieces) <= 2 + np.log2(num_blocks)
 
 
 def test_packs_keep_to_the_budget_and_to_the_prompts(rows) -> None:

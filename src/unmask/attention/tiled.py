@@ -21,6 +21,7 @@ from unmask.attention.dense import replayable
 from unmask.attention.rule import CLEAN, PAD_DOC, TokenLayout, is_visible
 
 TILE = 64  # queries; larger tiles see more keys in vain, smaller ones make the kernel slow (docs/log.md)
+LONG = 128  # a sequence of more tiles than this gets larger ones: its keys are gathered anew for each tile
 SPREAD = 1.25  # tiles share a call while the largest has at most so many times the keys of the smallest
 
 
@@ -39,11 +40,11 @@ class TiledAttention:
     def __init__(self, q: TokenLayout, k: TokenLayout):
         num_docs = int(max(x.amax() for x in (q.doc_BL, q.prefix_doc_BL, k.doc_BL))) - PAD_DOC + 1
         q_fields, k_fields = _flatten(q, num_docs), _flatten(k, num_docs)
-        num_queries = q_fields.shape[1]
+        num_queries, tile = q_fields.shape[1], _tile_size(k_fields[0])
         self.groups: list[TileGroup] = []
         place = []  # of every query that is computed, those that fill up the last tile included
-        for tiles, keys in _plan(q_fields, k_fields):
-            place.append(tiles[:, None] * TILE + np.arange(TILE))
+        for tiles, keys in _plan(q_fields, k_fields, tile):
+            place.append(tiles[:, None] * tile + np.arange(tile))
             queries, columns = np.minimum(place[-1], num_queries - 1), np.maximum(keys, 0)
             q_doc, q_prefix, q_block, q_copy = q_fields[:, queries][..., None]
             k_doc, _, k_block, k_copy = k_fields[:, columns][:, :, None]
@@ -87,10 +88,21 @@ def _flatten(layout: TokenLayout, num_docs: int) -> np.ndarray:
     return np.stack((doc - PAD_DOC + apart, prefix - PAD_DOC + apart, block, copy)).reshape(4, -1)
 
 
-def _plan(q: np.ndarray, k: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Tiles [T] that share a call, with their key columns [T, K], filled up with -1."""
-    num_queries, num_keys, num_tiles = q.shape[1], k.shape[1], -(-q.shape[1] // TILE)
-    tile_N = np.arange(num_queries) // TILE
+def _tile_size(doc: np.ndarray) -> int:
+    """Queries of a tile: `TILE`, doubled for as long as the longest sequence has the tokens of 2 * `LONG` such tiles.
+
+    What a larger tile sees in vain is then still less than a hundredth of what its queries see.
+    """
+    longest, size = int(np.bincount(doc).max()), TILE
+    while longest >= 2 * LONG * size:
+        size *= 2
+    return size
+
+
+def _plan(q: np.ndarray, k: np.ndarray, tile: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Tiles [T] of `tile` queries that share a call, with their key columns [T, K], filled up with -1."""
+    num_queries, num_keys, num_tiles = q.shape[1], k.shape[1], -(-q.shape[1] // tile)
+    tile_N = np.arange(num_queries) // tile
     # Sequences, blocks and copies as digits of one number, so that what a query sees is a few ranges of sorted keys.
     docs, doc = np.unique(np.concatenate((q[0], q[1], k[0])), return_inverse=True)
     q_doc, q_prefix, k_doc = np.split(doc, (num_queries, 2 * num_queries))

@@ -172,6 +172,9 @@ class SftTrainConfig(Section):
     max_steps: int = Field(1000, ge=1, description="optimizer steps")
     batch_size: int = Field(64, ge=1, description="examples per optimizer step")
     max_tokens_per_micro_batch: int = Field(16384, ge=1, description="tokens of one forward; does not change results")
+    use_activation_checkpointing: bool = Field(
+        False, description="layers are computed again in the backward pass: less memory, more time, the same results"
+    )
     max_length: int | None = Field(None, ge=1, description="tokens of a demonstration with its prompt; None = as long as it is")
     when_longer: Literal["drop", "cut", "stop"] = Field(
         "drop", description="what becomes of longer ones: left out, cut at the end (without an end of turn), or the run ends"
@@ -193,6 +196,9 @@ class RlTrainConfig(Section):
         False, description="responses cut at the length limit count in their group's mean and are not trained"
     )
     max_tokens_per_micro_batch: int = Field(16384, ge=1, description="tokens of one forward; does not change results")
+    use_activation_checkpointing: bool = Field(
+        False, description="layers are computed again in the backward pass: less memory, more time, the same results"
+    )
     old_logprobs: Literal["auto", "rollout", "recompute"] = Field(
         "auto",
         description="auto = the sampler's own where replay is exact (float32, the sampler's views, no approximate cache), "

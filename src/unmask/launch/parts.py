@@ -25,6 +25,7 @@ def make_trainer(model: Model, recipe: SftRecipe | RlRecipe, optimizer: Optimize
     return Trainer(
         model, optimizer, max_optimizer_steps=num_steps, max_tokens_per_micro_batch=recipe.train.max_tokens_per_micro_batch,
         attention_backend=recipe.run.attention_backend, precision=pick_precision(recipe.run.precision, model.device),
+        use_activation_checkpointing=recipe.train.use_activation_checkpointing,
     )  # fmt: skip
 
 

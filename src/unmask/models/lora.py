@@ -65,6 +65,7 @@ def add_lora(
         r=rank, lora_alpha=alpha, lora_dropout=dropout, use_dora=use_dora, target_modules=sorted(chosen & linears), **options
     )
     adapter = peft.get_peft_model(model, config)
+    model.train(model.training)  # new modules are in training mode: their dropout would be in rollouts
     model.adapters = (adapter, base)
     return adapter
 
@@ -147,6 +148,7 @@ def load_adapter(model: Backbone, folder: str | Path, *, is_trainable: bool = Fa
             raise
         reason = " ".join(str(error).split())[:300]
         raise UnmaskError(f"{folder}: this adapter does not fit the model: {reason}") from None
+    model.train(model.training)  # whatever peft made of it
     model.adapters = (adapter, base)
     return adapter
 

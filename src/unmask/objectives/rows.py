@@ -82,7 +82,8 @@ def set_weights(rows_of: Sequence[Sequence[TrainRow]], kind: str, constant_lengt
 def split_row(row: TrainRow, max_tokens: int) -> Iterator[TrainRow]:
     """Rows of at most `max_tokens` tokens that have the row's noisy copies between them, each with the clean tokens it needs.
 
-    A single noisy copy with its clean tokens may be longer; so may a row without noisy copies.
+    Where these would be more than half of the tokens, a row is twice as long as they are: clean tokens are forwarded for
+    several copies, never for one alone. A row without noisy copies stays whole.
     """
     edge = np.flatnonzero(np.diff(row.copy, prepend=CLEAN))  # where each noisy copy begins
     if len(row.input_ids) <= max_tokens or len(edge) <= 1:
@@ -93,9 +94,13 @@ def split_row(row: TrainRow, max_tokens: int) -> Iterator[TrainRow]:
     # From the last copy backwards: a row that needs many clean tokens is filled up, the rest needs few.
     pieces, stop = [], len(edge)
     while stop:
-        begin = np.searchsorted(edge, num_clean[stop - 1] + end[stop - 1] - max_tokens)
+        most = max(max_tokens, 2 * num_clean[stop - 1])
+        begin = np.searchsorted(edge, num_clean[stop - 1] + end[stop - 1] - most)
         pieces.append((min(begin, stop - 1), stop))
         stop = pieces[-1][0]
+    if pieces == [(0, len(edge))] and num_clean[-1] == edge[0]:
+        yield row
+        return
     for begin, stop in reversed(pieces):
         first, last, clean = edge[begin], end[stop - 1], num_clean[stop - 1]
         kept = np.concatenate((np.arange(clean), np.arange(first, last)))

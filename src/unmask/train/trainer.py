@@ -15,6 +15,7 @@ from unmask.models.decoder import Backbone
 from unmask.models.experts import expert_balance, reset_expert_load
 from unmask.objectives.rows import RowBatch, TrainRow, collate, pack_rows
 from unmask.train.optimizer import learning_rate, make_optimizer
+from unmask.train.techniques import apply_techniques
 
 # A pack of rows -> its loss (those of all packs add up), sums for the metrics
 LossFn = Callable[[RowBatch], tuple[Tensor, dict[str, Tensor]]]
@@ -44,7 +45,9 @@ class Trainer(Generic[Model]):
         max_tokens_per_micro_batch: int,
         attention_backend: str = "auto",
         precision: str = "float32",
+        use_activation_checkpointing: bool = False,
     ):
+        apply_techniques(model, use_activation_checkpointing=use_activation_checkpointing)
         self.model, self.config = model, config
         self.max_optimizer_steps = max_optimizer_steps
         self.max_tokens = max_tokens_per_micro_batch
