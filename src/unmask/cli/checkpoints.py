@@ -1,4 +1,4 @@
-"""`unmask inspect` and `unmask checkpoint new|export`."""
+"""`unmask inspect` and `unmask checkpoint new|export|adapt`."""
 
 from __future__ import annotations
 
@@ -96,4 +96,28 @@ def run_export(
         model = merge_adapter(load_adapter(model, adapter)).to(target)
     save_model(model, output, max_shard_bytes=int(max_shard_gb * 1e9))
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters as {str(target).removeprefix('torch.')}", file=sys.stderr)
+    print(output)
+
+
+def run_adapt(checkpoint: str, output: Path, block_size: int | None, revision: str) -> None:
+    """Writes an autoregressive model as a diffusion model, with a mask token in its tokenizer. Raises `UnmaskError`."""
+    import tempfile
+
+    from unmask.data.chat import ChatTokenizer
+    from unmask.models import FAMILIES
+    from unmask.models.adapt import adapt_model, adapted_family
+    from unmask.models.checkpoint import check_target, save_model
+    from unmask.models.hub import resolve_folder
+
+    check_target(output)
+    folder = resolve_folder(checkpoint, revision or None)
+    family = FAMILIES[adapted_family(folder)]
+    tokenizer = ChatTokenizer.load(folder)
+    tokenizer.complete(family.mask_token)
+    model = adapt_model(folder, tokenizer.special_ids, len(tokenizer.tokenizer), block_size)
+    with tempfile.TemporaryDirectory() as scratch:
+        tokenizer.save(Path(scratch))
+        save_model(model, output, tokenizer_from=scratch)
+    spec = model.spec
+    print(f"{family.name}, {spec.attention} attention, mask token {spec.mask_token_id}; to be trained", file=sys.stderr)
     print(output)

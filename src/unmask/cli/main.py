@@ -197,6 +197,19 @@ def export(
     run_export(checkpoint, output, adapter, dtype, max_shard_gb, revision)
 
 
+@checkpoint_app.command()
+def adapt(
+    checkpoint: Annotated[str, typer.Argument(metavar="CKPT", help="autoregressive model (Qwen): model folder or hub name")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="model folder to write")],
+    block_size: Annotated[int | None, typer.Option(min=1, max=2**14, help="of a block model; 4 unless given")] = None,
+    revision: Revision = "",
+) -> None:
+    """Write an autoregressive model as a diffusion model that is to be trained."""
+    from unmask.cli.checkpoints import run_adapt
+
+    run_adapt(checkpoint, output, block_size, revision)
+
+
 sandbox_app = typer.Typer(help="Run programs that nobody trusts: what protects this machine; for other machines.")
 app.add_typer(sandbox_app, name="sandbox")
 

@@ -22,10 +22,12 @@ from unmask.config.sections import (
     RlTrainConfig,
     RunConfig,
     Section,
+    SftBlockStage,
     SftEvalConfig,
     SftTrainConfig,
     StopConfig,
     ValueConfig,
+    check_stages,
 )
 from unmask.types import SamplingParams
 
@@ -38,6 +40,7 @@ class SftRecipe(Section):
     lora: LoraConfig = Field(default_factory=LoraConfig)
     source: Plugin
     objective: Plugin = Field(default_factory=lambda: Plugin(name="semi_ar"))
+    block_schedule: tuple[SftBlockStage, ...] = Field((), strict=False, description="block growth; empty = as objective says")
     engine: EngineLimits = Field(default_factory=EngineLimits, description="decodes the evaluation")
     optimizer: OptimizerConfig = Field(default_factory=lambda: OptimizerConfig(lr=1e-5))
     train: SftTrainConfig = Field(default_factory=SftTrainConfig)
@@ -46,6 +49,11 @@ class SftRecipe(Section):
     stop: StopConfig = Field(default_factory=StopConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     log: LogConfig = Field(default_factory=LogConfig)
+
+    @model_validator(mode="after")
+    def _block_stages_ascend(self) -> SftRecipe:
+        check_stages(self.block_schedule, self.train.max_steps)
+        return self
 
 
 class RlRecipe(Section):
@@ -86,12 +94,7 @@ class RlRecipe(Section):
 
     @model_validator(mode="after")
     def _block_stages_ascend(self) -> RlRecipe:
-        steps = [stage.from_step for stage in self.block_schedule]
-        if steps and (steps[0] != 0 or steps != sorted(set(steps))):
-            raise ValueError(f"block_schedule: from_step should begin with 0 and ascend, found {steps}")
-        if steps and steps[-1] >= self.train.max_steps:
-            limit = self.train.max_steps
-            raise ValueError(f"block_schedule: from_step {steps[-1]} is not below train.max_steps {limit}")
+        check_stages(self.block_schedule, self.train.max_steps)
         return self
 
     @model_validator(mode="after")

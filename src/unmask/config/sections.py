@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -239,6 +240,22 @@ class BlockStage(Section):
     from_step: int = Field(0, ge=0, description="first RL step of the stage, counted from 0")
     rollout_block_size: int = Field(ge=1, le=2**14, description="blocks of the rollouts")
     train_block_size: int = Field(ge=1, le=2**14, description="blocks of the trained views, and of the model from here on")
+
+
+class SftBlockStage(Section):
+    """The block size from a step on: a model that was autoregressive sees a little more at a time (block growth)."""
+
+    from_step: int = Field(0, ge=0, description="first step of the stage, counted from 0")
+    block_size: int = Field(ge=1, le=2**14, description="blocks that are trained, and the model's from here on; 1 = causal")
+
+
+def check_stages(stages: Sequence[BlockStage | SftBlockStage], max_steps: int) -> None:
+    """Raises `ValueError` unless they begin with the first step and follow each other within the run."""
+    steps = [stage.from_step for stage in stages]
+    if steps and (steps[0] != 0 or steps != sorted(set(steps))):
+        raise ValueError(f"block_schedule: from_step should begin with 0 and ascend, found {steps}")
+    if steps and steps[-1] >= max_steps:
+        raise ValueError(f"block_schedule: from_step {steps[-1]} is not below train.max_steps {max_steps}")
 
 
 class LoraConfig(Section):

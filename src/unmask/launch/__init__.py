@@ -24,15 +24,11 @@ from unmask.evaluate import take_examples
 from unmask.files import new_folder, read_json, write_text
 from unmask.launch.machine import find_model_folder, pick_device, pick_precision, use_machine
 from unmask.launch.measures import joined, make_evaluator, make_loss_meter, measured_metrics
-from unmask.launch.parts import add_adapters, limits_beside_training, make_critic, make_reference, make_trainer
+from unmask.launch.parts import add_adapters, limits_beside_training, make_critic, make_reference, make_sft_stages, make_trainer
 from unmask.models import Decoder, find_family, preset_config
 from unmask.models.checkpoint import load_model, new_model, save_model
 from unmask.models.hub import resolve_folder
-from unmask.objectives import (
-    RL_OBJECTIVES,
-    SFT_OBJECTIVES,
-    make_sft_objective,
-)
+from unmask.objectives import RL_OBJECTIVES, SFT_OBJECTIVES
 from unmask.objectives.advantages import get_advantage
 from unmask.rewards import REWARDS
 from unmask.rl.loop import train_rl
@@ -143,9 +139,9 @@ def start(recipe: SftRecipe | RlRecipe, *, resume: bool = False, title: str = ""
         if isinstance(recipe, SftRecipe):
             if isinstance(source, TraceSource):
                 source.check_model(model.spec, recipe.objective.options.get("block_size"))
-            objective = make_sft_objective(recipe.objective, model, seed)
+            sft_stages = make_sft_stages(recipe, model)
             check_demonstrations(source)
-            objective.rows([demonstration(source, tokenizer, 0, 0)])
+            sft_stages[0][1].rows([demonstration(source, tokenizer, 0, 0)])
             if recipe.eval.every_steps:
                 if recipe.eval.num_examples:
                     stack.enter_context(rewards)
@@ -153,7 +149,7 @@ def start(recipe: SftRecipe | RlRecipe, *, resume: bool = False, title: str = ""
                     measures.append(make_loss_meter(recipe, trainer, tokenizer))
             run = Run(folder, recipe, trainer, tokenizer_from, joined(measures), resume=resume, title=title)
             keep_beginning(folder, origins, Path(scratch))
-            return train_sft(recipe, run, source, tokenizer, objective)
+            return train_sft(recipe, run, source, tokenizer, sft_stages)
         first, *_ = examples = take_examples(source, num_to_check(source))
         rewards.check(examples)
         stages = make_stages(recipe, model)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from unmask.config import RlRecipe, SftRecipe
+from unmask.config import Plugin, RlRecipe, SftRecipe
 from unmask.config.sections import EngineLimits, LoraConfig, OptimizerConfig
 from unmask.errors import UnmaskError
 from unmask.launch.machine import find_model_folder, pick_precision
@@ -16,6 +16,7 @@ from unmask.models.checkpoint import load_model
 from unmask.models.decoder import Backbone
 from unmask.models.lora import add_lora
 from unmask.models.quantize import quantize_linears
+from unmask.objectives import SftObjective, make_sft_objective
 from unmask.rl.critic import Critic
 from unmask.train.trainer import Model, Trainer
 
@@ -27,6 +28,24 @@ def make_trainer(model: Model, recipe: SftRecipe | RlRecipe, optimizer: Optimize
         attention_backend=recipe.run.attention_backend, precision=pick_precision(recipe.run.precision, model.device),
         use_activation_checkpointing=recipe.train.use_activation_checkpointing,
     )  # fmt: skip
+
+
+def make_sft_stages(recipe: SftRecipe, model: Decoder) -> list[tuple[int, SftObjective]]:
+    """First step and objective of each stage of the recipe's block_schedule; one, if it has none. Raises `UnmaskError`."""
+    plugin, seed = recipe.objective, recipe.run.seed
+    if not recipe.block_schedule:
+        return [(0, make_sft_objective(plugin, model, seed))]
+    if model.spec.attention != "block_causal":
+        raise UnmaskError(f"block_schedule is for block models; {model.spec.family} has {model.spec.attention} attention")
+    if plugin.name == "ar":
+        raise UnmaskError("block_schedule: the objective ar has no blocks; use semi_ar, random_masking or trace")
+    if plugin.options.get("block_size"):
+        raise UnmaskError("objective.options.block_size and block_schedule both say with which blocks is trained; give one")
+    stages = []
+    for stage in recipe.block_schedule:
+        options = {**plugin.options, "block_size": stage.block_size}
+        stages.append((stage.from_step, make_sft_objective(Plugin(name=plugin.name, options=options), model, seed)))
+    return stages
 
 
 def add_adapters(model: Decoder, config: LoraConfig, base: str) -> None:

@@ -12,7 +12,7 @@ import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeVar, overload
 
 import torch
 
@@ -37,6 +37,7 @@ from unmask.models.weights import (
 MAX_SHARD_BYTES = 5 * 10**9
 Device = str | torch.device
 DType = str | torch.dtype
+Model = TypeVar("Model", bound=Backbone)
 _HEADS: dict[str, type[Backbone]] = {"vocabulary": Decoder, "value": ValueModel}
 
 
@@ -104,7 +105,7 @@ def load_model(
         model = _HEADS[head](spec)
     check_tensors(stored, model, family, spec, folder)
 
-    model = _allocate(model, device, known_dtype or stored_dtype(stored))
+    model = allocate(model, device, known_dtype or stored_dtype(stored))
     model.config, model.source_folder = config, folder.resolve()
     _fill(model, family, stored, folder)
     return model.eval()  # type: ignore[return-value]
@@ -152,7 +153,7 @@ def _fill(model: Backbone, family: ModelFamily, stored: dict[str, StoredTensor],
         raise UnmaskError(f"{folder}: the config ties the head to the embedding, but the tensors {head} and {embedding} differ")
 
 
-def _allocate(model: Backbone, device: Device, dtype: torch.dtype) -> Backbone:
+def allocate(model: Model, device: Device, dtype: torch.dtype) -> Model:
     """A model on the "meta" device gets memory (not yet numbers). Raises `UnmaskError` when the device has none."""
     try:
         model = model.to(dtype=dtype).to_empty(device=device)
@@ -193,7 +194,7 @@ def new_model_from(
     config |= overrides
     with torch.device("meta"):
         model = Decoder(find_family(config).spec(config))
-    _allocate(model, device, target_dtype)
+    allocate(model, device, target_dtype)
     model.config = config
     model.init_weights(torch.Generator().manual_seed(seed))
     return model.eval()

@@ -9,6 +9,7 @@ Shape suffixes: B rows, L tokens, D model width, V vocabulary.
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -109,6 +110,11 @@ class Backbone(nn.Module):
         if lengths is None:
             lengths = torch.full((rows,), length)
         return TokenLayout.sequences(length, block_size or self.spec.block_size, torch.as_tensor(lengths, device=self.device))
+
+    def set_block_size(self, block_size: int) -> None:
+        """What a block model sees and decodes together from now on; it is saved with the model."""
+        self.spec = replace(self.spec, block_size=block_size)
+        self.config["block_size"] = block_size
 
     @property
     def device(self) -> torch.device:

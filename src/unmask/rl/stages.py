@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from unmask.config import Plugin, RlRecipe
 from unmask.errors import UnmaskError
@@ -71,6 +71,5 @@ def enter_stage(stages: list[Stage], step: int, models: Sequence[Backbone]) -> S
     stage = next(s for s in reversed(stages) if s.from_step <= step)
     for model in models:
         if stage.train_block_size and stage.train_block_size != model.spec.block_size:
-            model.spec = replace(model.spec, block_size=stage.train_block_size)
-            model.config["block_size"] = stage.train_block_size
+            model.set_block_size(stage.train_block_size)
     return stage

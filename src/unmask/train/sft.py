@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -14,32 +14,43 @@ from unmask.objectives import SftObjective
 from unmask.objectives.rows import RowBatch, score_targets
 from unmask.train.demonstrations import Lengths, demonstration
 from unmask.train.run import Outcome, Run
+from unmask.train.stopwatch import Stopwatch
 from unmask.train.trainer import LossFn, Trainer
 
 
 def train_sft(
-    recipe: SftRecipe, run: Run, source: Source, tokenizer: ChatTokenizer, objective: SftObjective
-) -> Outcome:  # fmt: skip
-    """Trains until the measured target or `train.max_steps`. Everything a step does follows from its number."""
+    recipe: SftRecipe, run: Run, source: Source, tokenizer: ChatTokenizer, stages: Sequence[tuple[int, SftObjective]]
+) -> Outcome:
+    """Trains until the measured target or `train.max_steps`. Everything a step does follows from its number.
+
+    stages: first step and objective of each.
+    """
     trainer, batch_size = run.trainer, recipe.train.batch_size
     order = EpochOrder(len(source), recipe.run.seed)
-    loss_fn = sft_loss(trainer, objective)
     lengths = Lengths(recipe.train, source, run.progress.say)
     with run:
         for step in run.steps():
-            start = time.monotonic()
+            watch = Stopwatch(trainer.model.device)
             # 1. The step's demonstrations, from its place in the seeded epochs.
             places = range(step * batch_size, (step + 1) * batch_size)
             items, num_too_long = lengths.fit([demonstration(source, tokenizer, *order[n], n) for n in places])
-            # 2. Rows: clean and noisy copies.
+            watch.lap("data_s")
+            # 2. Rows: clean and noisy copies, in blocks of the stage's size.
+            index = max(i for i, (from_step, _) in enumerate(stages) if from_step <= step)
+            if recipe.block_schedule:
+                trainer.model.set_block_size(recipe.block_schedule[index].block_size)
+            objective = stages[index][1]
             rows = objective.rows(items) if items else []
+            watch.lap("rows_s")
             # 3. One optimizer step.
-            stats = trainer.update(rows, loss_fn) if rows else {}
+            stats = trainer.update(rows, sft_loss(trainer, objective)) if rows else {}
+            watch.lap("update_s")
             # 4. Metrics, evaluation, checkpoint, end.
-            counts = {"num_tokens": sum(len(row.input_ids) for row in rows)}
+            counts = {"num_tokens": 0, "num_targets": sum(len(row.target_ids) for row in rows)}
             if recipe.train.max_length is not None:
                 counts["num_too_long"] = num_too_long
-            run.finish_step({**stats, **counts}, {"step_s": time.monotonic() - start})
+            metrics = {**counts, **stats}
+            run.finish_step(metrics, watch.timings(metrics["num_targets"], metrics["num_tokens"]))
     return run.outcome
 
 
