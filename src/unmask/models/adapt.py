@@ -52,7 +52,8 @@ def adapt_model(folder: Path, special_ids: dict[str, Any], num_tokens: int, bloc
         raise UnmaskError(f"--block-size is for block models; {family.name} has full attention")
     config = {
         "architectures": list(family.architectures), "model_type": family.model_types[0],
-        **{_RENAMED.get(key, key): value for key, value in old.items() if key not in _OF_THE_OLD_MODEL}, **special_ids, **blocks,
+        **{_RENAMED.get(key, key): value for key, value in old.items() if key not in _OF_THE_OLD_MODEL},
+        **special_ids, **blocks,
     }  # fmt: skip
     config["vocab_size"] = max(num_tokens, num_rows := old["vocab_size"])
     spec = family.spec(config)
