@@ -1,8 +1,8 @@
 """Long demonstrations on a block model: seconds, memory, and tokens forwarded for each trained one, by length.
 
-One demonstration with a prompt of 128 tokens, semi-autoregressive masks, forward and backward, in a process of its own: with and
-without activation checkpointing, and with the loss replaced by a sum over the hidden states of the targets, which shows what
-head and loss take on top of the model's activations. The logits that are never made would be targets x vocabulary.
+One demonstration with a prompt of 128 tokens, semi-autoregressive masks, forward and backward, in a process of its own: with
+and without activation checkpointing, and with the loss replaced by a sum over the hidden states of the targets, which shows
+what head and loss take on top of the activations. The logits that are never made would be targets x vocabulary.
 
     python benchmarks/long.py                                       # the tiny preset, 1k to 8k tokens
     python benchmarks/long.py --lengths 16384 32768 --blocks 4
