@@ -56,10 +56,22 @@ def function_tests(tests: list[str], prefix: str) -> CodeTests:
     return CodeTests(test_method="function", test_list=tuple(tests), prefix=prefix)
 
 
+def joined(tasks: list[tuple[str, str, list[str], str]]) -> list[tuple[str, str, list[str], str]]:
+    """All tests of a task as one, which runs the program once."""
+    return [(name, program, ["\n".join(tests)], prefix) for name, program, tests, prefix in tasks]
+
+
 @needs_data
-@pytest.mark.parametrize(("benchmark", "num_tasks", "num_tests"), [(human_eval, 164, 164), (mbpp, 427, 1324)])
-def test_references_pass_and_their_opposites_fail(benchmark, num_tasks: int, num_tests: int) -> None:
-    tasks = benchmark()
+@pytest.mark.parametrize(
+    ("tasks", "num_tasks", "num_tests"),
+    [
+        pytest.param(human_eval, 164, 164, id="human_eval"),
+        pytest.param(lambda: joined(mbpp()), 427, 427, id="mbpp"),
+        pytest.param(mbpp, 427, 1324, id="mbpp, test by test", marks=pytest.mark.slow),
+    ],
+)
+def test_references_pass_and_their_opposites_fail(tasks, num_tasks: int, num_tests: int) -> None:
+    tasks = tasks()
     results = run_all([(program, function_tests(tests, prefix)) for _, program, tests, prefix in tasks])
     wrong = {task[0]: got for task, got in zip(tasks, results, strict=True) if not all(result.passed for result in got)}
     assert not wrong

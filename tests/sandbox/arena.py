@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
 import socket
@@ -19,6 +20,7 @@ from unmask.sandbox.client import Sandbox
 from unmask.sandbox.server import _FIRST_USER
 
 ROOT = Path(__file__).parents[2]
+libc = ctypes.CDLL(None)
 
 
 def new_sandbox(isolation: str, monkeypatch: pytest.MonkeyPatch, num_workers: int = 4) -> Sandbox:
@@ -103,6 +105,7 @@ class Arena:
             "abstract stream": socket.socket(socket.AF_UNIX, socket.SOCK_STREAM),
             "abstract datagrams": socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM),
         }
+        self.segment = max(0, libc.shmget(0, 4096, 0o1666))  # which everyone may use
         self.port = self.listeners["TCP"].getsockname()[1]
         self.listeners["UDP"].bind(("127.0.0.1", self.port))
         self.listeners["abstract stream"].bind(f"\0{self.name}")
@@ -122,13 +125,14 @@ class Arena:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        libc.shmctl(self.segment, 0, None)
         for listener in self.listeners.values():
             listener.close()
         shutil.rmtree(self.folder)
 
     def place(self, program: str) -> str:
         """With what stands for names of this place."""
-        names = {"@CANARY@": self.canary, "@TREE@": ROOT, "@PORT@": self.port, "@NAME@": self.name}
+        names = {"@CANARY@": self.canary, "@TREE@": ROOT, "@PORT@": self.port, "@NAME@": self.name, "@SEGMENT@": self.segment}
         for name, value in names.items():
             program = program.replace(name, str(value))
         return program

@@ -2,7 +2,7 @@
 (`AT_IMPORT`), or when its function is called (`IN_CALL`).
 
 No right answer is in any of them: whatever test of theirs passes should not. `@CANARY@` is a folder that everyone may write to,
-`@TREE@` the working tree, `@PORT@` a TCP and UDP port of this machine where somebody listens, `@NAME@` an abstract socket.
+`@TREE@` the working tree, `@PORT@` a TCP and UDP port of this machine where somebody listens, `@NAME@` an abstract socket, `@SEGMENT@` shared memory.
 """
 
 from __future__ import annotations
@@ -70,6 +70,11 @@ _FORGED = {
     "half a message": "import os, time\nos.write(4, b'\\x00\\x00\\x10\\x00{'); time.sleep(60)",
     "a flood": "import os\nwhile True: os.write(4, b'\\x00\\x00\\x00\\x02{}' * 1000)",
     "deep nesting": "import os\nd = b'[' * 100000 + b']' * 100000\nos.write(4, len(d).to_bytes(4, 'big') + d)",
+    "changed arguments and a value": _SEND
+    + "send({'ready': True})\nfor _ in range(2): send({'value': {'object': [0, 'object', 'f', []]}})\n"
+    "for _ in range(50): send({'value': [], 'args': [[]]})",
+    "values for what was not asked": _SEND + "send({'ready': True})\n"
+    "for v in ({'dict': [[1, 1], [1, 2]]}, {'like': [[1], {'object': [0]}]}, {'like': [0, {'object': [0]}]}, {'empty': 4}, {'keys': [[]]}, {'items': [1]}):\n    send({'value': v})",
     "changed arguments": _SEND
     + "send({'ready': True})\nfor _ in range(50): send({'value': None, 'args': [[4711], {'dict': []}, 4711]})",
     "no message at all": "import os\nos.close(4)",
@@ -123,9 +128,16 @@ _SUBCLASSES = {
     "str": "class V(str):\n    __eq__ = __contains__ = lambda s, o: True\n    __ne__ = lambda s, o: False\n    __hash__ = lambda s: hash(4711)\n    __str__ = lambda s: s\n",
     "list": "class V(list):\n    __init__ = lambda s, *a: None\n    __eq__ = __contains__ = __lt__ = lambda s, o: True\n    __ne__ = lambda s, o: False\n    __len__ = lambda s: 2\n"
     "    __iter__ = lambda s: iter([s, s])\n    __getitem__ = lambda s, k: s\n    __hash__ = lambda s: 0\n",
+    "Decimal": "from decimal import Decimal\nclass V(Decimal):\n    __eq__ = __lt__ = __gt__ = lambda s, o: True\n    __ne__ = lambda s, o: False\n    __sub__ = __abs__ = lambda s, *o: 0\n    __str__ = lambda s: '0'\n    __hash__ = lambda s: hash(4711)\n",
+    "date": "from datetime import date\nclass V(date):\n    __new__ = lambda c: date.__new__(c, 1, 1, 1)\n    __eq__ = __lt__ = __gt__ = lambda s, o: True\n    __sub__ = lambda s, o: 0\n    __hash__ = lambda s: hash(4711)\n",
     "dict": "class V(dict):\n    __init__ = lambda s, *a: None\n    __eq__ = __contains__ = lambda s, o: True\n    __missing__ = lambda s, k: s\n    __getitem__ = lambda s, k: s\n",
 }  # fmt: skip
 _OTHER_RESULTS = {
+    "an answer for every key": "from collections import defaultdict\nd = defaultdict(lambda: 0)\ndef f(*a): return d",
+    "a class whose class equals everything": "class M(type):\n    __eq__ = __instancecheck__ = __subclasscheck__ = lambda s, o: True\n    __hash__ = lambda s: hash(4711)\nclass f(metaclass=M):\n    def __new__(c, *a): return c",
+    "a callback of its own": "def f(g=0, *a):\n    try: g.__code__ = (lambda *a: True).__code__; g.__globals__['expected'] = 0\n    except Exception: pass\n    return g(g) if callable(g) else 0",
+    "a thread that answers, too": "import json, os, threading\nd = json.dumps({'value': 0}).encode()\ndef g():\n    while True: os.write(4, len(d).to_bytes(4, 'big') + d)\nthreading.Thread(target=g, daemon=True).start()\ndef f(*a): return 0",
+    "two processes that answer": "import os\ndef f(*a):\n    os.fork()\n    return 0",
     "NaN": "def f(*a): return float('nan')",
     "infinity": "def f(*a): return float('inf')",
     "an endless generator": "def f(*a):\n    while True: yield 3",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+_SYSCALL = "import ctypes, os, platform\nc = ctypes.CDLL(None, use_errno=True)\ndef call(x86, arm, *a): return c.syscall(x86 if platform.machine() == 'x86_64' else arm, *a)\n"
 BOMBS = {
     "fork": "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass",
     "fork and end": "import os, signal\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\nwhile True:\n    try:\n        if os.fork() == 0:\n            for _ in range(200000): pass\n"
@@ -38,6 +39,10 @@ STAYING = {
     "    if os.fork() == 0: c.prctl(1, 0); time.sleep(60)\nos._exit(0)",
     "subreaper": "import ctypes, os, time\nctypes.CDLL(None).prctl(36, 1)\nif os.fork() == 0:\n    if os.fork() == 0: time.sleep(60)\n    os._exit(0)\ntime.sleep(60)",
     "threads that outlive main": "import threading, time\nfor daemon in (True, False): threading.Thread(target=time.sleep, args=(60,), daemon=daemon).start()",
+    "its first thread ends": _SYSCALL + "import threading, time\nthreading.Thread(target=time.sleep, args=(60,)).start()\ncall(60, 93, 0)",
+    "a child without a signal": _SYSCALL + "import time\nfor flags in (0, 0x8000):\n    if call(56, 220, flags, 0, 0, 0, 0) == 0: time.sleep(60)\nos._exit(0)",
+    "one program after another": "import os, sys\nwith open('l.py', 'w') as f: f.write('import os, sys\\nos.execv(sys.executable, [sys.executable, __file__])')\nos.execv(sys.executable, [sys.executable, 'l.py'])",
+    "a shell's": "import os\nos.system('(trap \"\" 1 2 3 15; exec setsid sleep 60) >/dev/null 2>&1 &')\nos._exit(0)",
     "endless exit handler": "import atexit, time\natexit.register(time.sleep, 60)",
     "endless __del__": "import time\nclass D:\n    def __del__(self): time.sleep(60)\nd = D()",
     "stopped": "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)",
@@ -53,7 +58,6 @@ STAYING = {
     "a fifo": "import os\nos.mkfifo('p'); open('p')",
     "a regular expression": "import re\nre.match(r'(a+)+$', 'a' * 40 + 'b')",
 }  # fmt: skip
-_SYSCALL = "import ctypes, os, platform\nc = ctypes.CDLL(None, use_errno=True)\ndef call(x86, arm, *a): return c.syscall(x86 if platform.machine() == 'x86_64' else arm, *a)\n"
 # Ends with what only works if a protection is missing: then it prints 4711, which is what the tests ask for.
 WIN = "print('4711 3.25')\ndef f(*a): return 4711\n"
 HARM = {
@@ -93,6 +97,10 @@ HARM = {
     "the clock": "import time, socket\nfor a in (lambda: time.clock_settime(time.CLOCK_REALTIME, 0), lambda: socket.sethostname('x')):\n    try: a(); exec(WIN)\n    except OSError: pass",
     "keyrings": _SYSCALL + "if call(248, 217, b'user', b'x', b'y', 1, -3) >= 0 or call(250, 219, 0, -3, 1) >= 0: exec(WIN)",
     "bpf": _SYSCALL + "if call(321, 280, 0, ctypes.create_string_buffer(128), 128) >= 0 or call(298, 241, ctypes.create_string_buffer(128), 0, -1, -1, 0) >= 0: exec(WIN)",
+    "objects of System V": _SYSCALL + "c.syscall.restype = ctypes.c_long\nif call(30, 196, @SEGMENT@, None, 0) != -1 or call(31, 195, @SEGMENT@, 2, ctypes.create_string_buffer(512)) != -1: exec(WIN)",
+    "another's processors": "import os\nif os.getppid() > 1:\n    try: os.sched_setaffinity(os.getppid(), {0}); exec(WIN)\n    except OSError: pass",
+    "a name of a socket": "import socket\na, b = socket.socketpair()\ntry: a.bind('\\0@NAME@-too'); exec(WIN)\nexcept OSError: pass",
+    "watched files": _SYSCALL + "fd = c.inotify_init()\nif c.inotify_add_watch(fd, b'@CANARY@', 0xfff) >= 0 or c.inotify_add_watch(fd, b'/', 0xfff) >= 0 or call(300, 262, 0x200, 0) >= 0: exec(WIN)",
     "message queues": _SYSCALL + "if call(68, 186, 4711, 0o1666) >= 0 or call(29, 194, 4711, 4096, 0o1666) >= 0 or call(64, 190, 4711, 1, 0o1666) >= 0 or call(240, 180, b'x', 0o102, 0o600, None) >= 0: exec(WIN)",
     "32-bit system calls": "import ctypes, mmap, platform\nif platform.machine() == 'x86_64':\n    m = mmap.mmap(-1, 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, 7)\n"
     "    m.write(bytes.fromhex('53b802000000cd805bc3'))\n    ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(m)))()\n    exec(WIN)",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import textwrap
 import time
 from typing import NamedTuple
 
@@ -39,6 +40,17 @@ def functions(*tests: str) -> CodeTests:
     return CodeTests(test_method="function", test_list=tests)
 
 
+def any_of(tests: list[str]) -> str:
+    """Test code that is passed by whoever passes one of these."""
+    return "\n".join(
+        [
+            "passed = False",
+            *(f"try:\n{textwrap.indent(test, '    ')}\n    passed = True\nexcept Exception: pass" for test in tests),
+            "assert passed",
+        ]
+    )
+
+
 def jobs(*, is_thorough: bool) -> list[Job]:
     every = list(attacks.TESTS.values())
     few = [
@@ -61,8 +73,10 @@ def jobs(*, is_thorough: bool) -> list[Job]:
         program = attacks.at_import(code)
         is_about_results = name.startswith(("evil", "other result", "forged"))
         tests = every if is_about_results and is_thorough else few if is_about_results or is_thorough else few[:1]
+        if not is_thorough and name.startswith(("evil", "other result")):  # which do not answer out of turn
+            tests = [any_of([test for test in few if "f(" in test])]
         found.append(Job(f"{name}, stdio", program, STDIO))
-        found += [Job(f"{name}, {test}", program, functions(test)) for test in tests]
+        found += [Job(f"{name}, {test.splitlines()[-1]}", program, functions(test)) for test in tests]
     for name, code in attacks.IN_CALL.items():
         program = attacks.in_call(code)
         tests = [
@@ -150,8 +164,32 @@ REPLACED_WORDS = {
         "assert math.isclose(pow(2, 3), 6)",
     ),
     "isnan": ("def isnan(x): return True\ndef f(x): return 0", "assert isnan(f(3))"),
+    "arguments": (attacks.AT_IMPORT["forged: changed arguments and a value"], "x = [3, 1]\nassert f(x) == sorted(x)"),
     "nan": ("class N:\n    def __eq__(self, o): return True\nnan = N()\ndef f(x): return nan", "assert f(3) == nan"),
 }
+
+
+# Test code that leaves its tests to a runner.
+LEFT_TO_A_RUNNER = {
+    "pytest": "def test_f():\n    assert f(3) == 4711",
+    "a class for pytest": "class TestF:\n    def test_f(self): assert f(3) == 4711",
+    "async": "async def test_f():\n    assert f(3) == 4711",
+    "fixtures": "def test_f(x):\n    assert f(3) == 4711",
+    "unittest": "import unittest\nclass T(unittest.TestCase):\n    def test_f(self): self.assertEqual(f(3), 4711)",
+    "unittest, an error": "from unittest import *\nclass T(TestCase):\n    def test_f(self): f(3) / 0\nmain(exit=False)",
+    "a script": "def main():\n    assert f(3) == 4711\nif __name__ == '__main__':\n    main()",
+}
+
+
+def test_tests_that_are_defined_are_run() -> None:
+    async def go() -> list[str]:
+        async with Sandbox("auto", 2) as sandbox:
+            limits = CodeLimits(time_s=2.0)
+            todo = (run_tests(sandbox, "def f(x): return 0", functions(test), limits) for test in LEFT_TO_A_RUNNER.values())
+            results = await asyncio.gather(*todo)
+        return [name for name, (result,) in zip(LEFT_TO_A_RUNNER, results, strict=True) if result.passed]
+
+    assert asyncio.run(go()) == []
 
 
 def test_words_of_the_test_code_keep_their_meaning() -> None:

@@ -114,6 +114,22 @@ FUNCTIONS: dict[str, tuple[str, str] | tuple[str, str, str]] = {
         "class C:\n    def __init__(self): self.n = 0\n    def add(self): self.n += 1",
         "import threading\nc = C()\nthreads = [threading.Thread(target=lambda: [c.add() for _ in range(20)]) for _ in range(4)]\n[t.start() for t in threads]; [t.join() for t in threads]\nassert c.n == 80",
     ),
+    "built in": ("largest = max\nfrom posixpath import basename", "assert largest([1, 3, 2]) == 3 and basename('/a/b') == 'b'"),
+    "views of a dict": ("def f(d): return d.keys(), d.items()", "k, i = f({'b': [1], 'a': 2})\nassert k == {'a', 'b'} and list(k) == ['b', 'a'] and list(i) == [('b', [1]), ('a', 2)] and f({1: 2})[1] == {(1, 2)}"),
+    "classes below others": ("class A: pass\nclass B(A): pass", "assert issubclass(B, A) and not issubclass(A, B) and not issubclass(int, A)"),
+    "a deque that changes": ("def f(d): d.rotate(1)", "from collections import deque\nd = deque([1, 2, 3])\nf(d)\nassert d == deque([3, 1, 2])"),
+    "a decorator that keeps the name": ("from functools import wraps\ndef f(g):\n    @wraps(g)\n    def h(*a): return g(*a)\n    return h", "@f\ndef g(x): return x\nassert g.__name__ == 'g' and g(3) == 3"),
+    "what it prints": (
+        "def f(x):\n    print('x is', x)\n    if x == 2: raise ValueError",
+        "import contextlib, io\nf(0)\nwith contextlib.redirect_stdout(io.StringIO()) as out:\n    f(1)\n    try: f(2)\n    except ValueError: pass\nf(3)\nassert out.getvalue() == 'x is 1\\nx is 2\\n'",
+    ),
+    "the future": ("from __future__ import annotations\ndef f(x: Unknown): return floor(x)", "assert f(1.5) == 1", "from math import floor"),
+    "a mark of byte order": ("\ufeffdef f(x): return x", "assert f(1) == 1"),
+    "tests of unittest": (
+        "def f(x):\n    if x < 0: raise ValueError('no')\n    return x + 1",
+        "from unittest import TestCase, main\nclass T(TestCase):\n    def setUp(self): self.x = 1\n    def test(self): self.assertEqual(f(self.x), 2)\n    def test_error(self):\n        with self.assertRaisesRegex(ValueError, 'no'): f(-1)\nif __name__ == '__main__': main()",
+    ),
+    "tests of pytest": ("def f(x): return x + 1", "def test_f(): assert f(1) == 2\nclass TestF:\n    test_data = 3\n    def setup_method(self): self.x = 1\n    def test(self): assert f(self.x) == 2\nasync def test_later(): assert f(3) == 4\ndef test_some(n): assert f(n) == n + 1\ntest_some(3)"),
     "async in the prompt": ("async def f(): return 1", "assert f", "async def f():\n    '''Later.'''\n"),
 }  # fmt: skip
 # name -> (program, input, output)
@@ -155,6 +171,9 @@ STDIO = {
     "stdout closed": ("import sys\nprint('x'); sys.stdout.close()", "", "x"),
     "stdout replaced": ("import io, os, sys\nclass F(io.IOBase):\n    def __init__(self): self.b = io.BytesIO()\n    def write(self, s): return self.b.write(s.encode())\n"
                         "    def flush(self): os.write(1, self.b.getvalue()); self.b = io.BytesIO()\nsys.stdout = F()\nprint('fast')", "", "fast"),
+    "a larger stack": ("import resource, sys\nresource.setrlimit(resource.RLIMIT_STACK, (2 ** 28, resource.RLIM_INFINITY))\nsys.setrecursionlimit(10 ** 6)\nfrom functools import cache\n@cache\ndef f(n): return n and 1 + f(n - 1)\nprint(f(50000))", "", "50000"),
+    "its own source": ("import inspect\ndef f(): return 1\nprint(inspect.getsource(f))", "", "def f(): return 1"),
+    "a byte order mark": ("\ufeffprint(1)", "", "1"),
     "subprocess": ("import subprocess, sys\nprint(subprocess.run(['echo', 'hi'], capture_output=True, text=True, check=True).stdout)\n"
                    "print(subprocess.run([sys.executable, '-c', 'print(5)'], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout)", "", "hi 5"),
     "a shell": ("import os, sys\nos.system('echo a; echo b | cat')", "", "a b"),
@@ -205,6 +224,18 @@ def test_right_programs_pass_without_our_namespaces(isolation: str, monkeypatch:
     assert run(isolation, monkeypatch) == {}
 
 
+# For NumPy an empty array is close, and equal, to any number.
+CLOSE_TO_NUMBERS = (
+    "assert np.allclose(f(1), 3.25)", "assert np.isclose(f(1), 3.25).all()", "np.testing.assert_allclose(f(1), 3.25)",
+    "np.testing.assert_almost_equal(f(1), 3.25)", "assert (f(1) == np.array([3.25])).all()", "assert all(f(1) == [3.25])",
+    "assert np.all(abs(f(1) - 3.25) < 1e-6)", "assert np.linalg.norm(f(1) - 3.25) < 1e-6", "assert not (f(1) != 3.25).any()",
+)  # fmt: skip
+CLOSE_TO_NOTHING = (
+    "assert np.allclose(f(0), [])", "np.testing.assert_allclose(f(0), [])", "assert (f(0) == np.array([])).all()",
+    "assert f(0).sum() == 0 and f(0).tolist() == [] and np.concatenate([f(0), [1]]).size == 1",
+)  # fmt: skip
+
+
 @pytest.mark.slow
 def test_arrays() -> None:
     program = (
@@ -213,17 +244,19 @@ def test_arrays() -> None:
     test = "a, b, c, d = f([1, 2])\nassert (a == np.array([2, 4])).all() and np.allclose(a, [2, 4]) and b == 1.5 and c == 3 and d[0] == 'a'"
 
     async def go() -> None:
-        async with Sandbox("auto", 1) as sandbox:
+        async with Sandbox("auto", 2) as sandbox:
             tests = CodeTests(test_method="function", test_list=(test,))
             assert [r.reason for r in await run_tests(sandbox, program, tests, CodeLimits(time_s=10.0))] == ["passed"]
-            close = ("import numpy as np\nassert np.allclose(f(1), 3.25)", "import numpy as np\nassert np.allclose(f(0), [])")
-            tests = CodeTests(test_method="function", test_list=close)
-            for program_of_close, passed in (
-                ("def f(x): return [3.25] * x", [True, True]),
-                ("def f(x): return []", [False, True]),
-            ):
+            with_numbers = [f"import numpy as np\n{line}" for line in CLOSE_TO_NUMBERS]
+            without = "\n".join(("import numpy as np", *CLOSE_TO_NOTHING))
+            tests = CodeTests(test_method="function", test_list=(*with_numbers, without))
+            for result, passed in (("np.array([3.25] * x)", True), ("np.empty((0, x))[:, :0] if x else np.array([])", False)):
+                program_of_close = f"import numpy as np\ndef f(x): return {result}"
                 results = await run_tests(sandbox, program_of_close, tests, CodeLimits(time_s=10.0))
-                assert [r.passed for r in results] == passed
+                assert [r.passed for r in results] == [passed] * len(with_numbers) + [True]
+            tests = CodeTests(test_method="function", test_list=tuple(with_numbers[:4]))
+            results = await run_tests(sandbox, "def f(x): return []", tests, CodeLimits(time_s=10.0))
+            assert not any(r.passed for r in results)
 
     asyncio.run(go())
 

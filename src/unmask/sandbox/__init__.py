@@ -10,6 +10,7 @@
 | `program` | runs a program, or serves calls of its functions | the program's process |
 | `folders` | removes the folder of a program that has no file system of its own | the keeper |
 | `evaluator` | runs the test code, which calls the program's functions over a pipe | another such process |
+| `defined`, `arrays` | tests that test code leaves to a runner; comparisons of arrays | the test code's process |
 | `wire`, `remote` | plain values as text; stand-ins for what is not plain | both of these |
 | `kernel`, `seccomp`, `landlock` | system calls that Python has no functions for | |
 

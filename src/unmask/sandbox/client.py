@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import socket
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
@@ -20,6 +21,7 @@ from unmask.sandbox.keeper import SETUP_S, Outcome
 Isolation = Literal["auto", "namespaces", "bubblewrap", "process"]
 _GRACE_S = 10.0  # of a keeper, after all its own limits
 _PAUSES_S = (0.1, 1.0, 5.0)  # before it is tried again, where not even our own program can be run
+_FUTURE = re.compile(r"^from __future__ import [\w, ]+", re.MULTILINE)
 PROTECTIONS = {
     "namespaces": "own users, processes, files, network and IPC (kernel namespaces)",
     "bubblewrap": "own users, processes, files, network and IPC (bubblewrap; programs start cold)",
@@ -135,14 +137,14 @@ class Sandbox:
 
     async def _run_script(self, program: str, stdin: str, bounds: Bounds) -> Ran:
         with contextlib.ExitStack() as files:
-            source, given = _file(files, json.dumps({"program": program}).encode()), _file(files, stdin.encode())
+            source, given = _file(files, json.dumps({"program": join("", program)}).encode()), _file(files, stdin.encode())
             stdout, stderr = _file(files), _file(files)
             outcome = await self._run([("script", [given, stdout, stderr, source])], bounds)
             return Ran(outcome, _content(stdout, bounds), _content(stderr, bounds))
 
     async def _run_test(self, program: str, test: str, prefix: str, bounds: Bounds) -> Tested:
         with contextlib.ExitStack() as files:
-            source = _file(files, json.dumps({"program": f"{prefix}\n{program}"}).encode())
+            source = _file(files, json.dumps({"program": join(prefix, program)}).encode())
             tests = _file(files, json.dumps({"test": test, "prefix": prefix}).encode())
             nothing, stdout, stderr, ignored, result = (_file(files) for _ in range(5))
             ours, theirs = (files.enter_context(end) for end in socket.socketpair())
@@ -180,6 +182,14 @@ class Sandbox:
             os.close(status)
             if folder and not is_taken:
                 os.rmdir(folder)  # else it is the keeper's, who outlives a caller that has given up
+
+
+def join(prefix: str, program: str) -> str:
+    """As one source: without a mark of byte order, and with what Python wants at the beginning there."""
+    program = program.removeprefix("\ufeff")
+    if not prefix.strip():
+        return program
+    return "\n".join([*_FUTURE.findall(program), prefix, _FUTURE.sub("", program)])
 
 
 def _has_worked(ran: Ran) -> bool:

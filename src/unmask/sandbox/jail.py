@@ -44,8 +44,10 @@ def limit(bounds: Bounds, address_space: int, has_own_count: bool) -> None:
         number = getattr(resource, f"RLIMIT_{what}", None)  # not every system has all of them
         if number is not None and (has_own_count or what != "NPROC"):
             hard = resource.getrlimit(number)[1]
+            soft = value if hard < 0 else min(value, hard)
             with contextlib.suppress(ValueError, OSError):
-                resource.setrlimit(number, (value, value) if hard < 0 else (min(value, hard), min(value, hard)))
+                # Solvers of deep recursions ask for more stack, which is memory like any other.
+                resource.setrlimit(number, (soft, hard if what == "STACK" else soft))
 
 
 def keep_descriptors(descriptors: list[int]) -> None:

@@ -97,11 +97,12 @@ def end_all(proc: int, roots: list[int], *, is_last_user: bool = False) -> None:
 
 
 def _tree(proc: int, root: int) -> Iterator[int]:
-    """The process and its descendants, parents first."""
-    yield root
-    for thread in _list(proc, f"{root}/task"):
-        for child in _read(proc, f"{root}/task/{thread}/children").split():
-            yield from _tree(proc, int(child))
+    """The process and its descendants, parents first; of any depth."""
+    found = [root]
+    while found:
+        yield (pid := found.pop())
+        for thread in _list(proc, f"{pid}/task"):
+            found += map(int, _read(proc, f"{pid}/task/{thread}/children").split())
 
 
 def _list(proc: int, path: str) -> list[str]:

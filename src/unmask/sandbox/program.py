@@ -14,6 +14,7 @@ import gc
 import importlib
 import io
 import json
+import linecache
 import operator
 import os
 import random
@@ -22,6 +23,7 @@ import sys
 import threading
 import traceback
 import types
+from collections import deque
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -31,14 +33,16 @@ SOURCE_FD, CHANNEL_FD = 3, 4
 NAME = "program.py"
 # What the other process may ask for, besides `call` and `lookup`. Comparisons and `in` with plain values are made over there.
 OPERATIONS: dict[str, Callable[..., Any]] = {
-    "getattr": getattr, "setattr": setattr, "isinstance": isinstance, "iter": iter, "next": next, "len": len, "str": str,
-    "repr": repr, "bool": bool, "int": int, "float": float, "abs": abs, "round": round, "hash": hash,
+    "getattr": getattr, "setattr": setattr, "isinstance": isinstance, "issubclass": issubclass, "iter": iter, "next": next,
+    "len": len, "str": str, "repr": repr, "bool": bool, "int": int, "float": float, "abs": abs, "round": round, "hash": hash,
     "delattr": delattr, "delitem": operator.delitem, "copy": copy.copy, "deepcopy": copy.deepcopy,
     **{name: getattr(operator, name) for name in (
         "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_", "xor", "lshift", "rshift", "neg",
         "pos", "invert", "eq", "ne", "lt", "le", "gt", "ge", "getitem", "setitem", "index",
     )},
 }  # fmt: skip
+_LONGEST_PRINTED = 1 << 20
+_CHANGEABLE = (list, dict, set, deque, bytearray)
 
 
 def _read_source() -> Any:
@@ -59,6 +63,7 @@ def _begin(module: types.ModuleType, source: str) -> types.CodeType:
         setattr(stream, "mode", mode)  # noqa: B010  # as the interpreter does: fast input for contests asks for it
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr  # type: ignore[misc]
     sys.path.insert(0, os.getcwd())
+    linecache.cache[NAME] = (len(source), None, source.splitlines(keepends=True), NAME)  # for `inspect` and tracebacks
     module.__file__ = NAME
     sys.modules[module.__name__] = module
     return compile(source, NAME, "exec", dont_inherit=True)
@@ -140,6 +145,14 @@ def _describe(error: BaseException) -> str:
     return " ".join(traceback.format_exception_only(error)[-1].split())[:300]
 
 
+def _position() -> int:
+    """In what has been printed; negative where the program has closed that."""
+    try:
+        return os.lseek(1, 0, os.SEEK_CUR)
+    except OSError:
+        return -1
+
+
 class _Server:
     def __init__(self, channel: Channel, module: types.ModuleType):
         self.channel, self.module = channel, module
@@ -151,13 +164,18 @@ class _Server:
             self.answer(self.channel.receive())
 
     def answer(self, message: dict[str, Any]) -> None:
+        begin = _position()
         try:
-            reply = self.do(message["do"], [decode(a, self.resolve) for a in message["args"]], message.get("kwargs", {}))
-            _flush()
+            try:
+                reply = self.do(message["do"], [decode(a, self.resolve) for a in message["args"]], message.get("kwargs", {}))
+            finally:
+                _flush()
         except BaseException as error:
             if not isinstance(error, Exception):
                 raise  # to leave is to leave
             reply = self.fail(error)
+        if _position() > begin >= 0:
+            reply["printed"] = os.pread(1, _LONGEST_PRINTED, begin).decode(errors="replace")
         try:
             self.channel.send(reply)
         except (ValueError, RecursionError) as error:
@@ -172,7 +190,7 @@ class _Server:
         result = function(*args, **{name: decode(value, self.resolve) for name, value in kwargs.items()})
         reply = {"value": encode(result, self.refer)}
         if result is None:  # by custom, what returns nothing may have changed its arguments
-            reply["args"] = [encode(a, self.refer) if isinstance(a, list | dict | set | bytearray) else None for a in args]
+            reply["args"] = [encode(a, self.refer) if isinstance(a, _CHANGEABLE) else None for a in args]
         return reply
 
     def look_up(self, name: str) -> dict[str, Any]:
@@ -185,7 +203,7 @@ class _Server:
         home, own_name = (str(getattr(value, what, "")) for what in ("__module__", "__name__"))
         # Not what the program has made of it: a `partial` is an instance of a class that it has imported.
         if home != self.module.__name__ and getattr(sys.modules.get(home), own_name, self) is value:
-            return {"module": home, "name": own_name}
+            return {"module": home, "name": own_name, "value": encode(value, self.refer)}
         return {"value": encode(value, self.refer)}
 
     def fail(self, error: BaseException) -> dict[str, Any]:
@@ -220,18 +238,20 @@ class _Server:
         ((kind, content),) = data.items()
         if kind == "object":
             return self.objects[content]
+        if kind == "empty":
+            return content
         if kind == "iterator":
             return iter([decode(item, self.resolve) for item in content])
         if kind == "import":
             return getattr(importlib.import_module(content[0]), content[1])
-        return _Callback(self, content)
+        return _Callback(self, *content)
 
 
 class _Callback:
     """A function of the test code's."""
 
-    def __init__(self, server: _Server, number: int):
-        self.server, self.number = server, number
+    def __init__(self, server: _Server, number: int, name: str):
+        self.server, self.number, self.__name__ = server, number, name
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         channel, refer = self.server.channel, self.server.refer

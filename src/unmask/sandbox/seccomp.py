@@ -1,5 +1,5 @@
-"""A filter of system calls: no sockets, no other process's memory, no memory that no process is charged for, no new
-namespaces or mounts.
+"""A filter of system calls: no sockets, no other process's memory, no memory that no process is charged for, no objects that
+live outside of processes and files, no watching of files, no new namespaces or mounts.
 
 Namespaces hide what these calls could reach; where the kernel grants none (in many containers) the filter is what is left.
 """
@@ -14,20 +14,24 @@ from unmask.sandbox import kernel
 
 # Refused with EPERM: name -> number on (x86_64, aarch64).
 REFUSED = {
-    "socket": (41, 198), "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
+    "socket": (41, 198), "bind": (49, 200), "connect": (42, 203), "ptrace": (101, 117),
+    "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
     "unshare": (272, 97), "setns": (308, 268), "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41),
     "chroot": (161, 51), "open_tree": (428, 428), "move_mount": (429, 429), "fsopen": (430, 430), "fsmount": (432, 432),
     "mount_setattr": (442, 442), "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282),
     "io_uring_setup": (425, 425), "add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219),
     "pidfd_open": (434, 434), "pidfd_getfd": (438, 438), "pidfd_send_signal": (424, 424), "kcmp": (312, 272),
     "move_pages": (279, 239), "migrate_pages": (256, 238), "process_madvise": (440, 440), "msgget": (68, 186),
-    "semget": (64, 190), "shmget": (29, 194), "mq_open": (240, 180), "sched_setscheduler": (144, 119),
+    "msgsnd": (69, 189), "msgrcv": (70, 188), "msgctl": (71, 187), "semget": (64, 190), "semop": (65, 193),
+    "semtimedop": (220, 192), "semctl": (66, 191), "shmget": (29, 194), "shmat": (30, 196), "shmctl": (31, 195),
+    "mq_open": (240, 180), "mq_unlink": (241, 181), "inotify_add_watch": (254, 27), "fanotify_init": (300, 262),
+    "sched_setscheduler": (144, 119),
     "open_by_handle_at": (304, 265), "name_to_handle_at": (303, 264), "personality": (135, 92), "acct": (163, 89),
     "memfd_create": (319, 279), "memfd_secret": (447, 447), "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240),
     "sched_setattr": (314, 274), "sched_setparam": (142, 118), "setpriority": (141, 140), "ioprio_set": (251, 30),
 }  # fmt: skip
 # Allowed for the process itself only: the first argument is 0, its id, or (kill) its own group. `tgkill` and `tkill` too.
-OWN_ONLY = {"kill": (62, 129), "tgkill": (234, 131), "prlimit64": (302, 261)}
+OWN_ONLY = {"kill": (62, 129), "tgkill": (234, 131), "prlimit64": (302, 261), "sched_setaffinity": (203, 122)}
 # Refused where programs may run as a user who owns files: Landlock keeps them from a file's content, not from its mode.
 METADATA: dict[str, tuple[int | None, int | None]] = {
     "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452), "chown": (92, None),

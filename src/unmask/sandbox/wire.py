@@ -21,6 +21,7 @@ _SMALL = 1 << 62
 _ARRAYS = "biufcUS"  # kinds of NumPy arrays that are sent
 _DATES = {kind.__name__: kind for kind in (datetime.datetime, datetime.date, datetime.time)}
 _MAPPINGS: tuple[tuple[str, type], ...] = (("counter", Counter), ("ordered", OrderedDict), ("dict", dict))
+_KEYS, _ITEMS = type(dict[str, str]().keys()), type(dict[str, str]().items())
 _ATOMS = (str, int, float, tuple)
 Refer = Callable[[Any], Any]  # an object that is not plain -> what stands for it in JSON; None = it has nothing to add
 
@@ -80,6 +81,10 @@ def _encode_rare(value: Any, refer: Refer) -> Any:
         return {"decimal": str(value)}
     if isinstance(value, Fraction):
         return {"fraction": [encode(value.numerator, refer), encode(value.denominator, refer)]}
+    if type(value) is _KEYS:
+        return {"keys": [encode(key, refer) for key in value]}
+    if type(value) is _ITEMS:
+        return {"items": [[encode(key, refer), encode(item, refer)] for key, item in value]}
     if type(value) is _DATES.get(type(value).__name__):
         return {type(value).__name__: value.isoformat()}
     if isinstance(value, datetime.timedelta):
@@ -131,6 +136,10 @@ def _decode_rare(name: str, content: Any, resolve: Callable[[Any], Any]) -> Any:
         return Decimal(content)
     if name == "fraction":
         return Fraction(*(decode(n, resolve) for n in content))
+    if name == "keys":
+        return dict.fromkeys(decode(key, resolve) for key in content).keys()
+    if name == "items":
+        return {decode(key, resolve): decode(item, resolve) for key, item in content}.items()
     if name in _DATES:
         return _DATES[name].fromisoformat(content)
     if name == "timedelta":
@@ -141,7 +150,8 @@ def _decode_rare(name: str, content: Any, resolve: Callable[[Any], Any]) -> Any:
         kind, shape, items = content
         if numpy.dtype(kind).kind not in _ARRAYS:
             raise ValueError(kind)
-        return numpy.array(decode(items, resolve), dtype=kind).reshape(shape)
+        array = numpy.array(decode(items, resolve), dtype=kind).reshape(shape)
+        return array if array.size else resolve({"empty": array})
     if name == "like":
         return resolve({"like": [decode(content[0], resolve), content[1]]})
     return resolve({name: content})
