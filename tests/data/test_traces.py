@@ -50,6 +50,17 @@ def test_records_are_chosen(file, traces) -> None:
         ids(min_reward=2.0)
 
 
+def test_several_responses_to_a_prompt(tmp_path, traces) -> None:
+    """Have ids of their own, and the first ones that are right may be taken."""
+    path = tmp_path / "traces.jsonl"
+    rows = [TraceRecord("ab"[i % 2], t, reward=float(i > 2), member=i // 2).to_dict() for i, t in enumerate(traces)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"path": str(path), "drops_cut": False, "min_reward": 1.0, "max_per_prompt": 2}
+    source = open_source(Plugin(name="traces", options=options), "train", 0)
+    assert [source[i].id for i in range(len(source))] == ["b/1", "a/2", "b/2", "a/3"]
+    assert [source[i].trace for i in range(len(source))] == [traces[i] for i in (3, 4, 5, 6)]
+
+
 def test_the_rows_are_those_of_rl(file, traces) -> None:
     model = make_model()
     source = open_source(Plugin(name="traces", options={"path": str(file), "drops_cut": False}), "train", 0)

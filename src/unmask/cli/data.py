@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 def run_show(name: str, settings: list[str], num: int, checkpoint: str, split: str) -> None:
     """Prints a table of counts, then the first examples of each split. Raises `UnmaskError`."""
-    splits = _splits(split)
-    plugin, seed = _find_source(name, settings)
+    splits = find_splits(split)
+    plugin, seed = find_source(name, settings)
     tokenizer = _load_tokenizer(checkpoint) if checkpoint else None
     sources, missing = _open_splits(plugin, splits, seed)
     columns = {of: _facts(source, tokenizer) for of, source in sources.items()}
@@ -42,8 +42,8 @@ def run_show(name: str, settings: list[str], num: int, checkpoint: str, split: s
 
 def run_check(name: str, settings: list[str], max_errors: int, split: str) -> None:
     """Reads every row. Malformed ones are named on stderr; then an `UnmaskError` says how many there are."""
-    splits = _splits(split)
-    plugin, seed = _find_source(name, settings)
+    splits = find_splits(split)
+    plugin, seed = find_source(name, settings)
     errors: list[UnmaskError] = []
     sources, missing = _open_splits(plugin, splits, seed, errors)
     questions = {
@@ -71,8 +71,8 @@ def run_convert(name: str, output: Path, settings: list[str], split: str, overwr
 
     if output.is_dir() or (output.exists() and not overwrite):
         raise UnmaskError(f"{output}: exists; choose another name" + ("" if output.is_dir() else ", or --overwrite"))
-    [of] = _splits(split or "train")
-    plugin, seed = _find_source(name, settings)
+    [of] = find_splits(split or "train")
+    plugin, seed = find_source(name, settings)
     source = open_source(plugin, of, seed)
     with new_file(output) as temporary, open(temporary, "w", encoding="utf-8") as lines:
         for i in range(len(source)):
@@ -81,7 +81,7 @@ def run_convert(name: str, output: Path, settings: list[str], split: str, overwr
     print(output)
 
 
-def _splits(name: str) -> tuple[Split, ...]:
+def find_splits(name: str) -> tuple[Split, ...]:
     from unmask.data.sources import Split
 
     if name and name not in get_args(Split):
@@ -89,7 +89,7 @@ def _splits(name: str) -> tuple[Split, ...]:
     return tuple(split for split in get_args(Split) if name in ("", split))
 
 
-def _find_source(name: str, settings: list[str]) -> tuple[Plugin, int]:
+def find_source(name: str, settings: list[str]) -> tuple[Plugin, int]:
     """The source of that name, of a recipe, or of a file's rows, with its options checked; and the recipe's seed (else 0)."""
     from unmask.data.sources import SOURCES
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,11 +17,12 @@ from unmask.types import Example, Rollout, SamplingParams, Trace, TraceRecord
 if TYPE_CHECKING:
     from unmask.data.chat import ChatTokenizer
     from unmask.engine import Engine
+    from unmask.rl.scoring import RewardPool
 
 
 def run_generate(
     checkpoint: str, settings: list[str], prompts: list[str], input_file: Path | None, output: Path | None, *,
-    mode: str, device: str, dtype: str, overwrite: bool, turns: dict[str, str],
+    mode: str, device: str, dtype: str, overwrite: bool, turns: dict[str, str], num_responses: int,
 ) -> None:  # fmt: skip
     """Prints the answers or, with `output`, appends traces as they are finished; rows that are there already are skipped.
 
@@ -29,10 +30,9 @@ def run_generate(
     """
     if mode and mode not in DEFAULT_MODES:
         raise UnmaskError(f"unknown mode {mode!r}; known: {', '.join(DEFAULT_MODES)}")
-    if dtype not in ("auto", "float32", "bfloat16"):
-        raise UnmaskError(f"unknown dtype {dtype!r}; known: auto, float32, bfloat16")
+    check_dtype(dtype)
     recipe = load_recipe(GenerateRecipe, [], settings, base=DEFAULT_MODES.get(mode))
-    params = SamplingParams(**recipe.model_dump(exclude={"engine"}))
+    params = SamplingParams(**recipe.model_dump(exclude={"engine", "reward"}))
     if bool(prompts) == (input_file is not None):
         raise UnmaskError("give prompts either with --prompt or with --input")
     from unmask.data.chat import ChatTokenizer
@@ -41,21 +41,36 @@ def run_generate(
     from unmask.evaluate.records import fingerprint
     from unmask.launch import find_model_folder, pick_device, pick_precision
     from unmask.models.checkpoint import load_model
+    from unmask.rl.scoring import RewardPool
 
     get_strategy(params.remasking_strategy)
     examples = _examples(prompts, input_file, turns)
+    rewards = None if recipe.reward is None else RewardPool(recipe.reward)
+    if rewards is not None:
+        rewards.check(examples)
     target = pick_device(device)
     folder = find_model_folder(checkpoint)
     model = load_model(folder, device=target, dtype=pick_precision(dtype, target))
     tokenizer = ChatTokenizer.load(folder)
     engine = Engine(model, decode=tokenizer.decode, **recipe.engine.model_dump())
     name = f"{folder.name}@{fingerprint(folder)}"
-    if output is None:
-        for record in _in_order(_decode(engine, tokenizer, examples, params, name), [e.id for e in examples]):
-            print(record.response_text, flush=True)
-    else:
-        _write(output, engine, tokenizer, examples, params, name, overwrite)
-        print(output)
+    ids = [(example.id, member) for example in examples for member in range(num_responses)]
+
+    def decode(done: Sequence[TraceRecord]) -> Iterator[TraceRecord]:
+        return _decode(engine, tokenizer, examples, params, name, rewards, num_responses, done)
+
+    with rewards or nullcontext():
+        if output is None:
+            for record in _in_order(decode([]), ids):
+                print(record.response_text, flush=True)
+        else:
+            write_traces(output, ids, name, overwrite, decode)
+            print(output)
+
+
+def check_dtype(dtype: str) -> None:
+    if dtype not in ("auto", "float32", "bfloat16"):
+        raise UnmaskError(f"unknown dtype {dtype!r}; known: auto, float32, bfloat16")
 
 
 def _examples(prompts: list[str], input_file: Path | None, turns: dict[str, str]) -> list[Example]:
@@ -73,30 +88,44 @@ def _examples(prompts: list[str], input_file: Path | None, turns: dict[str, str]
 
 def _decode(
     engine: Engine, tokenizer: ChatTokenizer, examples: Sequence[Example], params: SamplingParams, checkpoint: str,
-    done: Sequence[TraceRecord] = (),
+    rewards: RewardPool | None, num_responses: int, done: Sequence[TraceRecord],
 ) -> Iterator[TraceRecord]:  # fmt: skip
-    """A record for every example that is not among those done, as soon as it is finished; shows progress."""
-    from unmask.evaluate.records import check_finished
-    from unmask.rl.rollout import seeded_params
+    """A record for every response that is not among those done, as soon as all responses to its example are finished; shows
+    progress."""
+    from unmask.evaluate.records import check_finished, trace_record
+    from unmask.rl.rollout import reward_group, seeded_params
     from unmask.train.progress import Progress
 
-    every = seeded_params(engine, tokenizer, params, len(examples))
-    finished = {record.id: record.trace for record in done}
+    every = seeded_params(engine, tokenizer, params, len(examples), num_responses)
+    finished = {(record.id, record.member): record.trace for record in done}
     prompts = [tokenizer.prompt_ids(example) for example in examples]
-    for example, prompt, p in zip(examples, prompts, every, strict=True):
-        if (old := finished.get(example.id)) is not None:
-            check_finished(example.id, old, prompt, p.model_dump(mode="json"))
-    left = [i for i, example in enumerate(examples) if example.id not in finished]
+    groups: list[dict[int, Trace]] = [{} for _ in examples]
+    left = []
+    for number, p in enumerate(every):
+        index, member = divmod(number, num_responses)
+        if (old := finished.get((examples[index].id, member))) is None:
+            left.append(number)
+            continue
+        check_finished(examples[index].id, old, prompts[index], p.model_dump(mode="json"))
+        groups[index][member] = old
     start = time.monotonic()
     num_tokens = num_forwards = num_finished = 0
-    stream = engine.stream([prompts[i] for i in left], [every[i] for i in left])
-    with Progress("decoding", len(examples), len(finished), unit="answer") as progress, closing(stream):
-        for index, news in stream:
+    stream = engine.stream([prompts[n // num_responses] for n in left], [every[n] for n in left])
+    with Progress("decoding", len(every), len(finished), unit="answer") as progress, closing(stream):
+        for number, news in stream:
             num_tokens += len(news.new_ids)
             num_forwards = engine.stats.num_denoising_forwards
             if news.trace is not None:
                 num_finished += 1
-                yield _record(examples[left[index]], news.trace, tokenizer, checkpoint)
+                index, member = divmod(left[number], num_responses)
+                group, example = groups[index], examples[index]
+                group[member] = news.trace
+                if len(group) == num_responses:
+                    rollouts = [Rollout(group[i], tokenizer.decode(group[i].response_ids)) for i in range(num_responses)]
+                    reward_group(rollouts, example, rewards, tokenizer)
+                    for i, rollout in enumerate(rollouts):
+                        if (example.id, i) not in finished:
+                            yield trace_record(example, rollout, tokenizer, member=i, checkpoint=checkpoint)
             numbers = {
                 "tokens/s": num_tokens / (time.monotonic() - start), "tokens per forward": num_tokens / max(1, num_forwards)
             }  # fmt: skip
@@ -107,44 +136,43 @@ def _decode(
     print(f"{num_finished} answers, {num_tokens} tokens in {seconds:.1f} s: {speed}{skipped}", file=sys.stderr)
 
 
-def _record(example: Example, trace: Trace, tokenizer: ChatTokenizer, checkpoint: str) -> TraceRecord:
-    from unmask.evaluate.records import trace_record
-
-    return trace_record(example, Rollout(trace, tokenizer.decode(trace.response_ids)), tokenizer, checkpoint=checkpoint)
-
-
-def _in_order(records: Iterator[TraceRecord], ids: Sequence[str]) -> Iterator[TraceRecord]:
+def _in_order(records: Iterator[TraceRecord], ids: Sequence[tuple[str, int]]) -> Iterator[TraceRecord]:
     """Each record as soon as all those before it are there."""
-    waiting: dict[str, TraceRecord] = {}
+    waiting: dict[tuple[str, int], TraceRecord] = {}
     next_id = iter(ids)
     wanted = next(next_id, None)
     for record in records:
-        waiting[record.id] = record
+        waiting[record.id, record.member] = record
         while wanted in waiting:
             yield waiting.pop(wanted)
             wanted = next(next_id, None)
 
 
-def _write(
-    output: Path, engine: Engine, tokenizer: ChatTokenizer, examples: Sequence[Example], params: SamplingParams,
-    checkpoint: str, overwrite: bool,
+def write_traces(
+    output: Path, ids: Sequence[tuple[str, int]], checkpoint: str, overwrite: bool,
+    make: Callable[[Sequence[TraceRecord]], Iterator[TraceRecord]],
 ) -> None:  # fmt: skip
-    """Appends whole lines as answers are finished; at the end the file is put into the order of the input."""
+    """Appends whole lines as they are finished; at the end the file is put into the order of `ids` (example, member).
+
+    make: all records but those that are there already. Raises `UnmaskError` for a file with anything else in it.
+    """
     from unmask.evaluate.records import read_finished, write_records
     from unmask.metrics import JsonlWriter
 
-    done = [] if overwrite else read_finished(output, {example.id for example in examples}, checkpoint)
-    records = {record.id: record for record in done}
+    done = [] if overwrite else read_finished(output, {name for name, _ in ids}, checkpoint)
+    records = {(record.id, record.member): record for record in done}
+    if beyond := sorted(records.keys() - set(ids)):
+        raise UnmaskError(f"{output}: has response {beyond[0][1]} of row {beyond[0][0]!r}; choose another file, or --overwrite")
     writer: JsonlWriter | None = None
     try:
-        for record in _decode(engine, tokenizer, examples, params, checkpoint, done):
+        for record in make(done):
             if writer is None:
                 if overwrite:
                     output.unlink(missing_ok=True)
                 writer = JsonlWriter(output)
             writer.write(record.to_dict())
-            records[record.id] = record
+            records[record.id, record.member] = record
     finally:
         if writer is not None:
             writer.close()
-    write_records(output, [records[example.id] for example in examples])
+    write_records(output, [records[key] for key in ids])

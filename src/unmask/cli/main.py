@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from unmask.cli.checkpoint_app import Checkpoint, Revision, checkpoint_app
 from unmask.cli.data_app import data_app
 from unmask.errors import UnmaskError
 
@@ -28,8 +29,6 @@ Words = Annotated[
     typer.Argument(metavar="RECIPE... [SECTION.KEY=VALUE]...", help="TOML files, later ones win; then settings"),
 ]
 Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings; later ones win")]
-Checkpoint = Annotated[str, typer.Argument(metavar="CKPT", help="model folder, run folder or hub name")]
-Revision = Annotated[str, typer.Option(help="branch, tag or commit of a hub name")]
 Resume = Annotated[bool, typer.Option("--resume", help="continue the run in run.dir exactly where its checkpoint stood")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="print the resolved recipe and stop")]
 
@@ -133,14 +132,44 @@ def generate(
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16; auto = bfloat16 on GPUs, float32 on CPUs")] = "auto",
     system_prompt: Annotated[str, typer.Option(help="a system turn before each prompt")] = "",
     response_prefix: Annotated[str, typer.Option(help="text the answers are begun with; rows may name their own")] = "",
+    num_responses: Annotated[int, typer.Option("-k", min=1, max=10_000, help="responses to each prompt")] = 1,
 ) -> None:
-    """Decode prompts; settings are sampling parameters (temperature=0.5 seed=1 ...) and engine.KEY=VALUE."""
+    """Decode prompts; settings are sampling parameters (temperature=0.5 seed=1 ...), engine.KEY=VALUE and reward.name=NAME."""
     from unmask.cli.generation import run_generate
 
     run_generate(
         checkpoint, settings or [], prompt or [], input_file, output,
         mode=mode, device=device, dtype=dtype, overwrite=overwrite,
-        turns={"system_prompt": system_prompt, "response_prefix": response_prefix},
+        turns={"system_prompt": system_prompt, "response_prefix": response_prefix}, num_responses=num_responses,
+    )  # fmt: skip
+
+
+@app.command()
+def traces(
+    checkpoint: Checkpoint,
+    name: Annotated[str, typer.Option("--input", metavar="SOURCE", help="file of demonstrations, source, task or recipe")],
+    output: Annotated[Path, typer.Option(help="traces to write (JSON lines); rows that are there are skipped")],
+    settings: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="options of the source")] = None,
+    tokens_per_step: Annotated[int, typer.Option("-k", min=1, help="tokens of a block that are unmasked in a step")] = 1,
+    confidence_threshold: Annotated[
+        float | None, typer.Option(help="instead, all tokens above this probability; at least -k of them")
+    ] = None,
+    block_size: Annotated[
+        int | None, typer.Option(min=1, max=2**14, help="default: the model's; full attention: windows of 32")
+    ] = None,
+    split: Annotated[str, typer.Option(help="train or held_out")] = "train",
+    max_tokens: Annotated[int, typer.Option(min=1, help="tokens of one forward; does not change results")] = 16384,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16; auto = bfloat16 on GPUs, float32 on CPUs")] = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="start the output anew")] = False,
+) -> None:
+    """In which order a model would unmask given answers: traces for SFT (objective.name=trace) without rollouts."""
+    from unmask.cli.ordering import run_traces
+
+    run_traces(
+        checkpoint, name, settings or [], output, split=split, tokens_per_step=tokens_per_step,
+        confidence_threshold=confidence_threshold, block_size=block_size, max_tokens=max_tokens, device=device, dtype=dtype,
+        overwrite=overwrite,
     )  # fmt: skip
 
 
@@ -158,57 +187,7 @@ def inspect(
 
 app.add_typer(data_app, name="data")
 
-checkpoint_app = typer.Typer(help="Make and convert model folders.")
 app.add_typer(checkpoint_app, name="checkpoint")
-
-
-@checkpoint_app.callback(invoke_without_command=True)
-def _checkpoint(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
-        print(context.get_help())
-
-
-@checkpoint_app.command()
-def new(
-    preset: Annotated[str, typer.Argument(metavar="PRESET", help='"family/size", for example sdar/tiny')],
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="model folder to write")],
-    settings: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="keys of its config.json")] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="of the random weights")] = 0,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
-) -> None:
-    """Write a randomly initialised model."""
-    from unmask.cli.checkpoints import run_new
-
-    run_new(preset, output, settings or [], seed, dtype)
-
-
-@checkpoint_app.command()
-def export(
-    checkpoint: Checkpoint,
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="model folder to write")],
-    adapter: Annotated[Path | None, typer.Option(help="LoRA adapter folder, merged into the weights")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16; auto = as stored")] = "auto",
-    max_shard_gb: Annotated[float, typer.Option(help="largest size of one file")] = 5.0,
-    revision: Revision = "",
-) -> None:
-    """Write a plain model folder that other tools load."""
-    from unmask.cli.checkpoints import run_export
-
-    run_export(checkpoint, output, adapter, dtype, max_shard_gb, revision)
-
-
-@checkpoint_app.command()
-def adapt(
-    checkpoint: Annotated[str, typer.Argument(metavar="CKPT", help="autoregressive model (Qwen): model folder or hub name")],
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="model folder to write")],
-    block_size: Annotated[int | None, typer.Option(min=1, max=2**14, help="of a block model; 4 unless given")] = None,
-    revision: Revision = "",
-) -> None:
-    """Write an autoregressive model as a diffusion model that is to be trained."""
-    from unmask.cli.checkpoints import run_adapt
-
-    run_adapt(checkpoint, output, block_size, revision)
-
 
 sandbox_app = typer.Typer(help="Run programs that nobody trusts: what protects this machine; for other machines.")
 app.add_typer(sandbox_app, name="sandbox")

@@ -17,9 +17,10 @@ DEFAULT_MODES: dict[str, dict[str, Any]] = {
 
 
 class GenerateRecipe(SamplingParams):
-    """`unmask generate`: sampling parameters, and the engine's limits as a table."""
+    """`unmask generate`: sampling parameters; the engine's limits and a reward as tables."""
 
     engine: EngineLimits = Field(default_factory=EngineLimits)
+    reward: Plugin | None = Field(None, description="scores the answers, by what is in their rows; None = nothing does")
 
 
 class EvalTask(Section):

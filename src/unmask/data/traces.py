@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +31,7 @@ class TraceSource:
             None, description="records with a smaller reward (or none) are left out; None = all are in"
         )
         drops_cut: bool = Field(True, description="responses cut at the length limit are left out")
+        max_per_prompt: int | None = Field(None, ge=1, description="so many of an id, the first ones; None = all that are left")
 
     vocabulary: tuple[str, ...] | None = None
     dataset_hash = property(hash_examples)
@@ -39,14 +41,19 @@ class TraceSource:
         if not path:
             raise NoRowsError("source.options.held_out_path is missing; evaluation needs it")
         records = [(where, TraceRecord.from_dict(row, where)) for where, row in read_jsonl(Path(path))]
-        self._where = [where for where, record in records if self._is_kept(record, options)]
-        kept = [record for _, record in records if self._is_kept(record, options)]
+        limit, num_of = options.max_per_prompt or len(records), Counter[str]()
+        self._where, kept = [], []
+        for where, record in records:
+            if self._is_kept(record, options) and num_of[record.id] < limit:
+                num_of[record.id] += 1
+                self._where.append(where)
+                kept.append(record)
         if not kept:
             raise UnmaskError(f"{path}: none of its {len(records)} traces is left; see min_reward and drops_cut")
         self._examples = [
             Example(
-                id=r.id, messages=(Message(role="user", content=r.prompt_text),), response=r.response_text, answer=r.answer,
-                trace=r.trace,
+                id=f"{r.id}/{r.member}" if r.member else r.id, messages=(Message(role="user", content=r.prompt_text),),
+                response=r.response_text, answer=r.answer, trace=r.trace,
             )
             for r in kept
         ]  # fmt: skip

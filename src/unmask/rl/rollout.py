@@ -34,6 +34,23 @@ def seeded_params(
     ]
 
 
+def reward_group(
+    rollouts: Sequence[Rollout], example: Example, rewards: RewardPool | None, tokenizer: ChatTokenizer
+) -> None:  # fmt: skip
+    """Sets the rewards of all responses to an example; None leaves them unset."""
+    if rewards is None:
+        return
+    for rollout in rollouts if rewards.needs_pieces else ():
+        rollout.pieces = tokenizer.shares(rollout.trace.response_ids)
+    scores = [rewards.submit(rollout, example) for rollout in rollouts]
+    set_rewards(rollouts, rewards.finish_group(rollouts, [score() for score in scores], example))
+
+
+def set_rewards(rollouts: Sequence[Rollout], scores: Sequence[Score]) -> None:
+    for rollout, given in zip(rollouts, scores, strict=True):
+        rollout.reward, rollout.reward_reason, rollout.token_rewards, rollout.reward_parts = given
+
+
 def make_rollouts(
     engine: Engine, tokenizer: ChatTokenizer, examples: Sequence[Example], params: SamplingParams, rewards: RewardPool | None,
     *, group_size: int = 1, seed_keys: tuple[int | str, ...] = (), finished: Mapping[int, Trace] | None = None,
@@ -78,8 +95,7 @@ def make_rollouts(
         group = RolloutGroup(example, [rollouts[index] for index in members])
         if rewards is not None:
             final = rewards.finish_group(group.rollouts, [scores[index]() for index in members], example)
-            for rollout, given in zip(group.rollouts, final, strict=True):
-                rollout.reward, rollout.reward_reason, rollout.token_rewards, rollout.reward_parts = given
+            set_rewards(group.rollouts, final)
         groups.append(group)
     if rewards is not None:
         rewards.waited_s += time.monotonic() - start

@@ -1,0 +1,90 @@
+"""`unmask traces`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unmask.errors import UnmaskError
+from unmask.types import Demonstration, Example, Rollout, TraceRecord
+
+if TYPE_CHECKING:
+    from unmask.data.chat import ChatTokenizer
+    from unmask.models import Decoder
+    from unmask.objectives.preferred_order import OrderParams
+
+
+def run_traces(
+    checkpoint: str, name: str, settings: list[str], output: Path, *, split: str, tokens_per_step: int,
+    confidence_threshold: float | None, block_size: int | None, max_tokens: int, device: str, dtype: str, overwrite: bool,
+) -> None:  # fmt: skip
+    """Appends the trace of each demonstration as it is finished; rows that are there already are skipped."""
+    from unmask.cli.data import find_source, find_splits
+    from unmask.cli.generation import check_dtype, write_traces
+    from unmask.data.chat import ChatTokenizer
+    from unmask.data.sources import open_source
+    from unmask.evaluate.records import fingerprint
+    from unmask.launch import find_model_folder, pick_device, pick_precision
+    from unmask.models.checkpoint import load_model
+    from unmask.objectives.preferred_order import OrderParams
+    from unmask.train.demonstrations import demonstration
+
+    check_dtype(dtype)
+    plugin, seed = find_source(name, settings)
+    [of] = find_splits(split or "train")
+    source = open_source(plugin, of, seed)
+    target = pick_device(device)
+    folder = find_model_folder(checkpoint)
+    tokenizer = ChatTokenizer.load(folder)
+    items = [demonstration(source, tokenizer, i, 0) for i in range(len(source))]
+    examples = [source[i] for i in range(len(source))]
+    order = OrderParams(tokens_per_step, confidence_threshold, block_size)
+    model = load_model(folder, device=target, dtype=pick_precision(dtype, target))
+    label = f"{folder.name}@{fingerprint(folder)}"
+    ids = [(example.id, 0) for example in examples]
+    write_traces(
+        output, ids, label, overwrite,
+        lambda done: _record(model, tokenizer, examples, items, order, label, max_tokens, done),
+    )  # fmt: skip
+    print(output)
+
+
+def _record(
+    model: Decoder, tokenizer: ChatTokenizer, examples: Sequence[Example], items: Sequence[Demonstration], order: OrderParams,
+    checkpoint: str, max_tokens: int, done: Sequence[TraceRecord],
+) -> Iterator[TraceRecord]:  # fmt: skip
+    """A record for every example that is not among those done; shows progress."""
+    from unmask.attention import get_backend
+    from unmask.evaluate.records import trace_record
+    from unmask.objectives.preferred_order import preferred_orders
+    from unmask.train.progress import Progress
+
+    finished = {record.id: record.trace for record in done}
+    settings = order.sampling(model.spec).model_dump(mode="json", exclude={"max_new_tokens"})
+    for example, item in zip(examples, items, strict=True):
+        if (old := finished.get(example.id)) is None:
+            continue
+        is_same = (old.prompt_ids, old.response_ids) == (item.prompt_ids, item.response_ids)
+        if not is_same or {k: v for k, v in old.settings.items() if k != "max_new_tokens"} != settings:
+            raise UnmaskError(
+                f"row {example.id!r} of the output is of another answer or of other settings; choose another file, or "
+                "--overwrite"
+            )
+    left = [i for i, example in enumerate(examples) if example.id not in finished]
+    start, num_tokens = time.monotonic(), 0
+    answers = ((items[i].prompt_ids, items[i].response_ids) for i in left)
+    backend = get_backend("auto", model.device)
+    with Progress("ordering", len(examples), len(finished), unit="answer") as progress:
+        for number, (index, trace) in enumerate(
+            preferred_orders(model, answers, order, backend=backend, max_tokens=max_tokens), 1
+        ):
+            num_tokens += trace.num_response_tokens
+            rollout = Rollout(trace, tokenizer.decode(trace.response_ids))
+            yield trace_record(examples[left[index]], rollout, tokenizer, checkpoint=checkpoint)
+            progress.show(len(finished) + number, {"tokens/s": num_tokens / (time.monotonic() - start)})
+    skipped = f" ({len(finished)} were there already)" if finished else ""
+    seconds = time.monotonic() - start
+    print(f"{len(left)} answers, {num_tokens} tokens in {seconds:.1f} s{skipped}", file=sys.stderr)
