@@ -123,7 +123,7 @@ def test_answers_of_any_length_take_as_many_forwards_as_a_block(monkeypatch) -> 
         return forward(self, *args, **kwargs)
 
     monkeypatch.setattr(Decoder, "forward", counted)
-    orders(model, answers(9) + [([5] * 7, [7] * 200)], OrderParams(), max_tokens=10**6)
+    orders(model, [*answers(9), ([5] * 7, [7] * 200)], OrderParams(), max_tokens=10**6)
     assert calls == model.spec.block_size
 
 
