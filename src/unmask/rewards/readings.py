@@ -50,8 +50,8 @@ def readings(text: str, other: str) -> list[str]:
 def _point(text: str) -> tuple[tuple[str, ...], str] | None:
     """The names in order and the values as a tuple, of `x = 1, y = 2`, of `x = y = 1` and of `(x, y) = (1, 2)`."""
     if (match := _ALL_EQUAL.fullmatch(text)) and not _VARIABLE.fullmatch(match[2]):
-        names = tuple(sorted(name.strip() for name in match[1].split("=")))
-        return names, f"({', '.join([match[2]] * len(names))})"
+        equal = sorted(name.strip() for name in match[1].split("="))
+        return tuple(equal), f"({', '.join([match[2]] * len(equal))})"
     if match := _NAMES.fullmatch(text):
         return tuple(name.strip() for name in match[1].split(",")), f"({match[2]})"
     items = [tuple(side.strip() for side in item.split("=")) for item in _ITEMS.split(text)]
