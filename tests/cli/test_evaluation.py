@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.recipes import start, unmask
+from unmask.rewards.code_tests import describe_sandbox
 from unmask.rl.rollout import derive_seed
 
 SHORT = ["modes.static.max_new_tokens=12", "modes.dynamic.max_new_tokens=12", "num_examples=6"]
@@ -150,6 +152,25 @@ def test_tasks_by_name(trained, tmp_path) -> None:
     ]  # fmt: skip
     assert tasks["mine"]["reward"]["name"] == "length"
     assert "mine" in result.stdout
+
+
+def test_results_say_what_rewards_depended_on(trained, tmp_path) -> None:
+    """Besides their options: the version of a function's file, and the sandbox's active protections."""
+    function, rows = tmp_path / "short.py", tmp_path / "rows.jsonl"
+    function.write_text("def short(rollout, example):\n    return 0.5\n")
+    rows.write_text('{"question": "1+1=?", "test_input": ["1"], "test_output": ["2"]}\n')
+    terms = f"[{{name='{function}:short', weight=0.5}}, {{name='code', weight=0.5}}]"
+    words = [f"tasks.mine.source={{name='jsonl', options={{path='{rows}', held_out_share=1.0}}}}"]
+    words += [f"tasks.mine.reward={{name='weighted_sum', options={{terms={terms}}}}}", "--sampling", "static"]
+    evaluate(trained, tmp_path / "out", *words)
+    assert results(tmp_path / "out")["tasks"]["mine"]["scored_with"] == {
+        f"{function}:short.sha256": hashlib.sha256(function.read_bytes()).hexdigest(), "code.sandbox": describe_sandbox(),
+    }  # fmt: skip
+    function.write_text("def short(rollout, example):\n    return 0.25\n")
+    evaluate(trained, tmp_path / "other", *words)
+    result = unmask("eval", "--compare", tmp_path / "out", tmp_path / "other")
+    assert f"scored with another {function}:short.sha256: " in " ".join(result.stdout.split())
+    assert "another code.sandbox" not in result.stdout
 
 
 def test_compare(evaluated, trained, tmp_path) -> None:

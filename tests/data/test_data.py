@@ -178,6 +178,7 @@ def test_jsonl_rows(tmp_path) -> None:
         (['{"text": "a"}'], "d.jsonl:1: needs the text field 'question' (or messages); found text"),
         (['{"messages": [{"role": 1}]}'], "d.jsonl:1: messages.0.role: Input should be a valid string, found 1"),
         (['{"messages": [{"role": "user"}]}'], "d.jsonl:1: key 'messages.0.content' is missing"),
+        (['{"question": "a", "ground_truth_answer": NaN}'], "d.jsonl:1: ground_truth_answer is nan, which is no number"),
         (['{"question": "a", "response": [1]}'], "d.jsonl:1: response must be text or a number, found list"),
         (["[" * 100000], "d.jsonl:1: not usable JSON"),
         (['{"messages": []}'], "d.jsonl:1: messages: Tuple should have at least 1 item"),

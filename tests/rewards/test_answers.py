@@ -70,6 +70,7 @@ def test_boxed_answers_that_are_one_list(text, expected) -> None:
         ("$x + 1$", "whole", "x + 1"),
         ("x < -2 or x > 3", "whole", "x < -2 or x > 3"),
         ("Evelyn", "whole", "Evelyn"),
+        ("1 or 2 or 3 or 4", "whole", "1 or 2 or 3 or 4"),  # and not its last number
         ("There are 18 of them", "whole", None),
         ("Total 18", "whole", None),
         ("first\nsecond", "whole", None),
@@ -77,6 +78,7 @@ def test_boxed_answers_that_are_one_list(text, expected) -> None:
         ("$x = 3$, so 12 are left", "last_expression", "12"),
         ("She pays $18 per day, or $20 in all.", "last_expression", "20"),  # money, no mathematics
         ("so AZYUK2A", "last_expression", None),
+        ("The train arrives at 10:30.", "last_expression", "10:30"),
         ("$x = 3$ makes 1,000.50 in all", "last_number", "1,000.50"),
         ("that is 3/4 of -7", "last_number", "-7"),
         ("about 28 % of it", "last_number", "28%"),

@@ -27,6 +27,7 @@ from unmask.rewards.math import verify_math
         ("\\boxed{83}$.", "083"),  # AIME
         ("\\boxed{9 \\text{ points}}", "9"),
         ("\\boxed{\\$57.00}", "57"),
+        ("\\boxed57.", "57"),
         ("\\boxed{18 dollars per day}", "$18$"),
         ("\\boxed{15\\mbox{ cm}^2}", "15"),
         ("\\boxed{5\\sqrt{2}\\text{ m}}", "5 \\sqrt{2}"),
@@ -82,6 +83,7 @@ def test_right_answers(text, gold) -> None:
         ("\\boxed{2 xy}", "2"),
         ("\\boxed{5 \\text{ pi}}", "5"),
         ("\\boxed{1 - \\frac{1}{\\mathrm{e}}}", "1 + \\frac{1}{\\mathrm{e}}"),
+        ("\\boxed{4}", "1 or 2 or 3 or 4"),
         ("\\boxed{x}", "7"),
         ("\\boxed{\\text{d}}", "\\text{E}"),
         ("\\boxed{\\frac{1}{0}}", "1"),

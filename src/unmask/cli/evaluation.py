@@ -77,7 +77,9 @@ def run_eval(
                         speed.show,
                     )  # fmt: skip
                 seconds = time.monotonic() - start
-                results.add(name, task, examples[name], mode, params, result, seconds, speed.num_tokens / seconds)
+                results.add(
+                    name, task, examples[name], mode, params, result, rewards.provenance(), seconds, speed.num_tokens / seconds
+                )
                 table.add_row(name, mode, *_row(result.measured, speed.num_tokens / seconds))
     _console().print(table)
     if output is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +43,8 @@ def read_text(row: dict[str, Any], names: Sequence[str], where: str) -> str | No
         value = row.get(name)
         if isinstance(value, list | dict | bool):
             raise UnmaskError(f"{where}: {name} must be text or a number, found {type(value).__name__}")
+        if isinstance(value, float) and not math.isfinite(value):  # where another tool had no value
+            raise UnmaskError(f"{where}: {name} is {value}, which is no number")
         if value is not None:
             return str(value)
     return None

@@ -51,5 +51,9 @@ def _compare(task: str, mode: str, a: Mapping[str, Any], b: Mapping[str, Any]) -
         remarks.append(f"other settings: {shown}")
     if a["reward"] != b["reward"]:
         remarks.append("other rewards")
+    ways = [each.get("scored_with", {}) for each in (a, b)]
+    for name in sorted(ways[0].keys() | ways[1].keys()):
+        if ways[0].get(name) != ways[1].get(name):
+            remarks.append(f"scored with another {name}: {ways[0].get(name)} / {ways[1].get(name)}")
     speeds = (first["metrics"]["tokens_per_forward"], second["metrics"]["tokens_per_forward"])
     return Comparison(task, mode, paired_bootstrap(shares[0], shares[1]), speeds, remarks)

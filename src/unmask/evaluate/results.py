@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,15 +94,15 @@ class Results:
 
     def add(
         self, name: str, task: EvalTask, examples: Sequence[Example], mode: str, params: SamplingParams, result: Evaluation,
-        seconds: float, tokens_per_second: float,
+        provenance: Mapping[str, str], seconds: float, tokens_per_second: float,
     ) -> None:  # fmt: skip
-        """One task in one mode. tokens_per_second: of what was decoded in these seconds."""
+        """One task in one mode. provenance: the reward's. tokens_per_second: of what was decoded in these seconds."""
         assert task.reward is not None
         facts = self._tasks.setdefault(
             name,
             {
-                "source": task.source.model_dump(), "reward": task.reward.model_dump(), "first_example": task.first_example,
-                "dataset_hash": hash_examples(examples), "modes": {},
+                "source": task.source.model_dump(), "reward": task.reward.model_dump(), "scored_with": dict(provenance),
+                "first_example": task.first_example, "dataset_hash": hash_examples(examples), "modes": {},
             },
         )  # fmt: skip
         rewards = {group.example.id: [rollout.reward for rollout in group.rollouts] for group in result.groups}

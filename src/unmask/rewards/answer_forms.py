@@ -12,18 +12,25 @@ _SYMBOLS = str.maketrans(
         "−": "-", "–": "-", "×": "\\times ", "·": "\\cdot ", "÷": "/", "±": "\\pm ", "√": "\\sqrt ", "π": "\\pi ",
         "≤": "\\leq ", "≥": "\\geq ", "≠": "\\neq ", "∞": "\\infty ", "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ",
         "θ": "\\theta ", "°": "^\\circ ", "²": "^2", "³": "^3", "½": "\\frac{1}{2}", "¼": "\\frac{1}{4}", "¾": "\\frac{3}{4}",
+        "≈": "\\approx ", "…": "...", "¢": "",
         "∅": "\\emptyset ", "ℝ": "\\mathbb{R}", "⅓": "\\frac{1}{3}", "⅔": "\\frac{2}{3}", "⁴": "^4", "⁵": "^5",
         "\u00a0": " ", "€": "", "£": "", "¥": "", "₹": "",
     }
 )  # fmt: skip
+_TH = r"\s*(?:st|nd|rd|th)\s*"  # 5^{\text{th}}
 # What is written in more than one way.
 _ALIASES = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
-        (r"\\textdollar(?![A-Za-z])|(?<![A-Za-z])USD(?![A-Za-z])", ""),
+        (r"\\(?:textdollar|pounds)(?![A-Za-z])|(?<![A-Za-z])(?:USD|Rs\.?|US(?=\s*\d))(?![A-Za-z])", ""),
+        (r"^\s*\\text\s*\{\s*(?:[Tt]he )?(?:[Ff]inal )?[Aa]nswer(?: is)?\s*:?\s*\}|^\s*(?:[Ff]inal )?[Aa]nswer:", ""),
+        (r"^\s*\\approx(?![A-Za-z])", ""),
+        (r",\s*\.\.\.\s*$", r", \\ldots"),  # a list that goes on is not the same without that
         (r"\\[bB]igg?[lrm]?(?![A-Za-z])", ""),
         (r"\\(?:text)?color\s*\{[a-z]+\}", ""),
-        (r"\\(?:boldsymbol|bm|bf|mathbf|mathit)\s*\{([^{}]*)\}", r"\1"),
+        (r"\\(?:boldsymbol|bm|bf|mathbf|mathit|underline)\s*\{((?:[^{}]|\{[^{}]*\})*)\}", r"\1"),
+        (r"\\(?:tiny|small|large|Large|huge|Huge|bf|checkmark)(?![A-Za-z])|\\hspace\s*\{[^{}]*\}", " "),
+        (r"\\mathbb\s+([A-Z])(?![A-Za-z])", r"\\mathbb{\1}"),
         (r"\\text\s*\{\s*([,:;])\s*\}", r"\1"),
         (r"\\langle(?![A-Za-z])", "("),
         (r"\\rangle(?![A-Za-z])", ")"),
@@ -32,6 +39,8 @@ _ALIASES = tuple(
         (r"\\varnothing(?![A-Za-z])", r"\\emptyset"),
         (r"\\bigcup(?![A-Za-z])", r"\\cup"),
         (r"\\degree(?![A-Za-z])|\^\s*\{?\s*\\text\s*\{\s*o\s*\}\s*\}?", r"^\\circ "),
+        (r"(\^\s*\{?\s*\\circ\s*\}?)\s*(?:\\(?:text|mathrm)\s*\{[\s~]*[CF]\s*\}|[CF])$", r"\1"),  # of temperature
+        (rf"(?<=\d)\s*(?:\^\s*)?(?:\{{\s*\\text\s*\{{{_TH}\}}\s*\}}|(?:\\(?:text|mathrm))?\s*\{{{_TH}\}})", ""),
         (r"(?<=[\w)}])\s*\*\*\s*(?=[\w({-])", "^"),
         (r"(\\sqrt\[[^\[\]]*\])\s*(\w)", r"\1{\2}"),
         (r"(\\[dtc]?frac)\s*(\\[a-z]+)\s*(\w)", r"\1{\2}{\3}"),
@@ -42,25 +51,32 @@ _ALIASES = tuple(
 _PLAIN_SQRT = re.compile(r"(?<![\\A-Za-z])sqrt\s*(?:\(([^()]*)\)|\{([^{}]*)\})")
 _PLAIN_FUNCTION = re.compile(r"(?<![\\A-Za-z])(sin|cos|tan|ln|log|pi)(?![A-Za-z])")
 _IN_CASES = re.compile(r",\s*(?=&)|[,.]\s*(?=\\\\)|\\text\s*\{[\s,]*(?:if|for|when|where)\s*\}")
+_NUMBER_WORDS = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+)  # fmt: skip
 # Answers in words that have a symbol.
 _SYMBOLS_OF_WORDS = {
     "allrealnumbers": "\\mathbb{R}", "allreals": "\\mathbb{R}", "infinity": "\\infty", "nosolution": "\\emptyset",
     "nosolutions": "\\emptyset", "norealsolution": "\\emptyset", "norealsolutions": "\\emptyset", "emptyset": "\\emptyset",
+    **{word: str(number) for number, word in enumerate(_NUMBER_WORDS)},
 }  # fmt: skip
 _SPACING = re.compile(r"(?<!\\)\\[,!;:> ]|\\q?quad|\\(?:displaystyle|textstyle|limits|hfill|left\.|right\.)(?![A-Za-z])|~")
-_ROMAN_LETTER = re.compile(r"\\(?:mathrm|mathit|mathbf|rm|it|bf)\s*\{\s*([A-Za-z])\s*\}")
+_ROMAN_LETTER = re.compile(r"(\d(?:\s|\\[,; ])*)?\\(?:mathrm|mathit|mathbf|rm|it|bf)\s*\{\s*([A-Za-z])\s*\}")
 _DELIMITERS = (("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("`", "`"))
-# Units: words behind a number or a bracket, of three letters or well known. `2xy` has none. Some words are no units.
+# Units: words behind a number or a bracket, of three letters or well known. `2xy` and `1/x` have none. Some words are no units.
+_UNIT_COMMAND = r"\\(?:text|mbox|mathrm|textnormal|textbf|textit|rm)\s*\{(?!\s*\d)(?:[^{}]|\{[^{}]*\})*\}"
 _UNIT = re.compile(
     r"(?:(?<=[\d)}%])|(?<=\\pi)|(?<=\\pi ))"
-    r"(?:\s*\\(?:text|mbox|mathrm|textnormal|textbf|textit|rm)\s*\{(?!\s*\d)(?:[^{}]|\{[^{}]*\})*\}|\s+[A-Za-z][a-z]{2,}\.?"
+    rf"(?:\s*(?:(?:/|\\cdot)\s*)?{_UNIT_COMMAND}|\s*\\[dt]?frac\s*\{{\s*{_UNIT_COMMAND}\s*\}}\s*\{{\s*{_UNIT_COMMAND}\s*\}}"
+    r"|\s+[A-Za-z][a-z]{2,}\.?|\s?/\s?(?:[a-z]{4,}|day|hr|min|sec|lb|kg|oz|gal)\b|(?<=[a-z])(?<!\\pi)\s?/\s?[a-z]+"
     r"|\s*(?:cm|km|mm|kg|mg|ml|mL|ft|lb|lbs|oz|hr|hrs|mi|yd|in|mph|kph|sec|min|k?m/s|k?m/h)\b\.?"
-    r"|\s+(?:of|in|an?|sq)(?=\s)|\s?/\s?[a-z]+)+"
+    r"|\s+(?:of|in|an?|sq)(?=\s))+"
     r"(?:\^\{?-?\d\}?)?(?=\s*(?:[,;]|$))"
 )
 _NO_UNITS = re.compile(
     r"(?<!\\)\b(?:pi|sqrt|log|ln|sin|cos|tan|exp|or|and|mod|base|half|percent|pct|percentage|infinity|inf|theta|alpha|beta"
-    r"|noon|to|times|if|when|for|except|choose|factorial|am|pm|AM|PM|[aApP]\.\s?[mM])\b"
+    r"|noon|to|times|if|when|for|except|choose|factorial|am|pm|AM|PM|[aApP]\.\s?[mM]"
+    r"|(?<=\d )(?:squared|cubed|halves|thirds|tenths|hundredths))\b"
 )
 _MULTIPLES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _MULTIPLE = re.compile(rf"(?<=\d)\s*(?:\\text\s*\{{\s*)?({'|'.join(_MULTIPLES)})\b\s*(\}})?")
@@ -86,7 +102,7 @@ class Number(NamedTuple):
 
 def clean(answer: str) -> str:
     """The answer without delimiters, money, spacing commands, units and a full stop."""
-    text = _ROMAN_LETTER.sub(r"\1", answer.translate(_SYMBOLS))
+    text = _ROMAN_LETTER.sub(_plain_letter, answer.translate(_SYMBOLS))
     text = text.replace("{,}", ",").replace("\\$", "").replace("\\%", "%").replace("$", "")
     text = re.sub(r",\\!\s*", ",", text)
     for pattern, replacement in _ALIASES:
@@ -110,6 +126,12 @@ def clean(answer: str) -> str:
     text = _PLAIN_SQRT.sub(lambda match: f"\\sqrt{{{match[1] or match[2]}}}", text)
     text = _PLAIN_FUNCTION.sub(r"\\\1 ", text)
     return _SYMBOLS_OF_WORDS.get(as_words(text), text).strip()
+
+
+def _plain_letter(match: re.Match[str]) -> str:
+    """`\\mathrm{i}` is i; but the m of `5\\mathrm{m}` is a unit."""
+    before, letter = match[1] or "", match[2]
+    return f"{before}\\text{{{letter}}}" if before and letter in "mgshLNJWV" else before + letter
 
 
 def _write_out(match: re.Match[str]) -> str:

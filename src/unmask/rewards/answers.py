@@ -10,7 +10,7 @@ Rule = Literal["hash", "answer_is", "whole", "last_expression", "last_number"]
 MAX_ANSWER = 2000  # characters; what is longer is no answer
 
 _BOXED = re.compile(r"\\f?box(?:ed)?\s*\{")
-_BOXED_SIGN = re.compile(r"\\boxed\s+([^\s{}$\\]+)")  # \boxed 5
+_BOXED_SIGN = re.compile(r"\\boxed(?:\s+|(?=[-\d]))([^\s{}$\\]+)")  # \boxed 5, \boxed5
 # Between boxed answers that are one list: nothing to read, or `and` and the like with three more words at most.
 _BETWEEN = re.compile(r"[^A-Za-z0-9.!?=\n]{0,12}")
 _JOINED = re.compile(r"[^.!?\n]{0,40}")
@@ -23,9 +23,9 @@ _NUMBER = (
     r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,3}(?:[ ]\d{3})+(?!\d)|\d{1,3}(?:\{,\}\d{3})+(?!\d)|\d+)(?:\.\d+|,\d{1,2}(?!\d))?|\.\d+"
 )
 _CURRENCY = r"(?:\\?\$|[€£¥])"
-# A number, or a quotient of two, not in the middle of a word.
+# A number, a time, or a quotient of two numbers, not in the middle of a word.
 _EXPRESSION = re.compile(
-    rf"(?<![\w.,\\^])(?P<sign>[-−+]?)\s?{_CURRENCY}?\s?(?P<number>(?:{_NUMBER})(?:\s?/\s?(?:{_NUMBER}))?)(?P<percent>\s?\\?%)?"
+    rf"(?<![\w.,\\^])(?<!\d:)(?P<sign>[-−+]?)\s?{_CURRENCY}?\s?(?P<number>\d{{1,2}}:\d\d(?!\d)|(?:{_NUMBER})(?:\s?/\s?(?:{_NUMBER}))?)(?P<percent>\s?\\?%)?"
 )
 # Math between delimiters. A single dollar may be one of money: no blank after the first and before the last, or no words.
 _MATH = re.compile(
@@ -161,7 +161,7 @@ def _whole(text: str) -> str | None:
         return None
     if span := _MATH.fullmatch(text):
         return next(filter(None, span.groups())).strip()
-    words = _WORD.findall(_TEXT_COMMAND.sub(" ", text))
+    words = [word for word in _WORD.findall(_TEXT_COMMAND.sub(" ", text)) if word not in ("and", "or")]
     has_label = bool(words) and text.startswith(words[0]) and not _FUNCTION.fullmatch(words[0])  # of a number: Total 5
     if has_label and _EXPRESSION.search(text):
         return None

@@ -69,6 +69,11 @@ class Code(Reward):
         if self.sandbox is not None:
             await self.sandbox.close()
 
+    def provenance(self) -> dict[str, str]:
+        """Which protections were active."""
+        assert self.sandbox is not None
+        return {"sandbox": self.sandbox.describe()}
+
     async def __call__(self, rollout: Rollout, example: Example) -> Score:
         if self.options.is_cut_wrong and is_cut(rollout):
             return Score(0.0, "cut at the length limit")

@@ -22,7 +22,9 @@ from unmask.rewards.written_forms import are_equal_forms, choice
 MEMORY_BYTES = 4 * 2**30  # address space of a worker: a number that outgrows it is an error, not the end of the machine
 _MAX_BITS = 300_000.0  # numbers beyond it are not worked out
 _UNCLOSED_BOX = re.compile(r"^[^{]*\\boxed\s*\{(?=[^{}]*(?:\{[^{}]*\}[^{}]*)*$)")  # a right answer that was cut out of its box
-_DEGREES = re.compile(r"(\\(?:sin|cos|tan|cot|sec|csc)\s*[({]?\s*)(-?\d+(?:\.\d+)?)\s*\^\s*\{?\s*\\circ\s*\}?")
+_DEGREES = re.compile(
+    r"(\\(?:sin|cos|tan|cot|sec|csc)\s*[({]?\s*)(-?\d+(?:\.\d+)?)\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))"
+)
 _IMAGINARY = re.compile(r"(?<![A-Za-z\\_])(?<!_\{)i(?![A-Za-z])")
 _LETTER = re.compile(r"\\(?:text|mathrm|operatorname|mathbb|mathcal)\s*\{[^{}]*\}|\\[A-Za-z]+|([A-Za-z])")
 _INSTALL = "pip install 'unmask[math]'"

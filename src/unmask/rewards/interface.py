@@ -52,6 +52,10 @@ class Reward:
     async def close(self) -> None:
         """Ends what `start` has begun, also where that failed half-way."""
 
+    def provenance(self) -> dict[str, str]:
+        """What its scores depend on besides its options, by name, for the records of an evaluation; asked for after `start`."""
+        return {}
+
     async def __call__(self, rollout: Rollout, example: Example) -> Score:
         """The rollout's text is set. A response that cannot be judged scores 0 and says why; what is raised ends the run."""
         raise NotImplementedError

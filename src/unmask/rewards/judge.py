@@ -109,6 +109,10 @@ class Judge(Reward):
         if self.outcome is not None:
             await self.outcome.close()
 
+    def provenance(self) -> dict[str, str]:
+        of_outcome = {} if self.outcome is None else self.outcome.provenance()
+        return {f"outcome.{name}": value for name, value in of_outcome.items()}
+
     async def __call__(self, rollout: Rollout, example: Example) -> Score:
         if self.outcome is None:
             votes = await self._votes(self._question(_WHOLE, rollout, example))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import importlib.util
 import inspect
 import sys
@@ -37,12 +38,18 @@ class OwnFunction(Reward):
         super().__init__(options)
         self.name = name
         self.pool = WorkerPool("unmask.rewards.own_function", "load", (name,), options.num_workers)
+        self._sha256 = ""
 
     async def start(self) -> None:
         await self.pool.start()
+        self._sha256 = hashlib.sha256(Path(self.name.rpartition(":")[0]).read_bytes()).hexdigest()
 
     async def close(self) -> None:
         await self.pool.close()
+
+    def provenance(self) -> dict[str, str]:
+        """Which version of the file it was."""
+        return {"sha256": self._sha256}
 
     async def __call__(self, rollout: Rollout, example: Example) -> Score:
         result = await self.pool.run((rollout, example), self.options.time_limit)

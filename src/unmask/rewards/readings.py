@@ -9,6 +9,7 @@ from unmask.rewards.answer_forms import as_number
 _ITEMS = re.compile(r",|;|\\text\s*\{\s*(?:and|or)\s*\}|(?<![A-Za-z\\])(?:and|or)(?![a-z])")
 _RELATION = re.compile(r"(\\(?:leq?(?:slant)?|geq?(?:slant)?|lt|gt|neq?)(?![A-Za-z])|<=?|>=?)")
 _VARIABLE = re.compile(r"[A-Za-z]|\\theta")
+_ALL_EQUAL = re.compile(r"([a-z](?:\s*=\s*[a-z])+)\s*=\s*([^=]*[^=\s][^=]*)")
 _NAMES = re.compile(r"(?:\\left)?\(\s*([a-z](?:\s*,\s*[a-z])+)\s*(?:\\right)?\)\s*=\s*(?:\\left)?\((.*?)(?:\\right)?\)")
 _COLUMN = re.compile(r"\\begin\{([pb])matrix\}([^&]*)\\end\{\1matrix\}")
 _TURNED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "!=": "!="}
@@ -22,8 +23,10 @@ def readings(text: str, other: str) -> list[str]:
         if (theirs is None and brackets(other) == "()") or (theirs is not None and theirs[0] == names):
             return [values]
     found = [text]
-    if re.fullmatch(r"-?\d+,-?\d+", text):
+    if re.fullmatch(r"(-?\d+),(?!\1$)-?(?:0|[1-9]\d*)", text):  # 5,5 and 1,000 are numbers only
         found.append(text.replace(",", ", "))
+    if re.fullmatch(r"-?\d+e[+-]\d", text):  # 3e+2 may be 3 times e
+        found.append(text.replace("e", " e "))
     if re.fullmatch(r"\[[^\[\]()]*\]", text) and brackets(other) != "()":
         found.append(text[1:-1])
     items = [[side.strip() for side in item.split("=")] for item in _ITEMS.split(text)]
@@ -45,7 +48,10 @@ def readings(text: str, other: str) -> list[str]:
 
 
 def _point(text: str) -> tuple[tuple[str, ...], str] | None:
-    """The names in order and the values as a tuple, of `x = 1, y = 2` and of `(x, y) = (1, 2)`."""
+    """The names in order and the values as a tuple, of `x = 1, y = 2`, of `x = y = 1` and of `(x, y) = (1, 2)`."""
+    if (match := _ALL_EQUAL.fullmatch(text)) and not _VARIABLE.fullmatch(match[2]):
+        equal = sorted(name.strip() for name in match[1].split("="))
+        return tuple(equal), f"({', '.join([match[2]] * len(equal))})"
     if match := _NAMES.fullmatch(text):
         return tuple(name.strip() for name in match[1].split(",")), f"({match[2]})"
     items = [tuple(side.strip() for side in item.split("=")) for item in _ITEMS.split(text)]

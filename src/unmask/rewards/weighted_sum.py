@@ -65,6 +65,9 @@ class WeightedSum(Reward):
         for _, reward in self.terms:
             await reward.close()
 
+    def provenance(self) -> dict[str, str]:
+        return {f"{term.name}.{name}": value for term, reward in self.terms for name, value in reward.provenance().items()}
+
     async def __call__(self, rollout: Rollout, example: Example) -> Score:
         scores = await asyncio.gather(*(reward(rollout, example) for _, reward in self.terms))
         self._scores[id(rollout)] = scores

@@ -11,7 +11,8 @@ _DIGITS = r"\d+(?:\.\d+)?"
 _PARTS = re.compile(rf"(?:[^=]*=)?\s*({_DIGITS}(?:\s*(?::|\bto\b)\s*{_DIGITS})+)\s*([aApP])?\.?\s?[mM]?\.?")
 _TIME = re.compile(r"\d{1,2}:[0-5]\d(?::[0-5]\d)?")
 _TO_BASE = re.compile(
-    r"\(?([0-9A-F]+)\)?\s*(?:_\s*\{?\s*(?:\\text\s*\{)?\s*\(?(\d+|[a-z]+)\)?\s*\}*|\(?\s*(?:in\s+)?base\s+(\d+|[a-z]+)\s*\)?)"
+    r"(-?\(?-?[0-9A-Fa-f][0-9A-Fa-f ]*\)?)\s*"
+    r"(?:_\s*\{?\s*\(?(\d+|[a-z]+)\)?\s*\}*|\(?\s*(?:in\s+)?base\s+(\d+|[a-z]+)\s*\)?)"
 )
 _CHOICE = re.compile(r"(?:(?:option|choice|answer)\s+)?(\()?([A-J])(?:\s*[.:)]\s*|\s*)", re.IGNORECASE)
 _WORD_LIST = re.compile(r"[A-Za-z' ]{2,}(?:(?:,| and )[A-Za-z' ]{2,})+")
@@ -54,16 +55,23 @@ def _values(parts: re.Match[str]) -> list[Fraction]:
 
 
 def _compare_digits(a: str, b: str) -> bool | None:
-    one, other = _TO_BASE.fullmatch(a), _TO_BASE.fullmatch(b)
-    if one is None and other is None:
+    one, other = _digits(a), _digits(b)
+    if one and other:
+        return one[0] == other[0] and (one[1] == other[1] or any(base.isalpha() for base in (one[1], other[1])))
+    digits, plain = (one, b) if one else (other, a)
+    return digits[0] == plain.casefold() if digits and re.fullmatch(r"-?[0-9A-Fa-f]+", plain) else None
+
+
+def _digits(text: str) -> tuple[str, str] | None:
+    """Sign with digits, and the base, of `(-1A)_{16}` and `-0x1a`; None for what is none, like the variable `a_1`."""
+    if match := re.fullmatch(r"(-?)0x([0-9a-f]+)", text, re.IGNORECASE):
+        return (match[1] + match[2]).casefold(), "16"
+    match = _TO_BASE.fullmatch(TEXT.sub(r"\1", text))
+    if match is None:
         return None
-    if one is not None and other is not None:
-        bases = {one[2] or one[3], other[2] or other[3]}
-        return one[1] == other[1] and (len(bases) == 1 or any(base.isalpha() for base in bases))
-    digits, plain = (one[1], b) if one is not None else (other[1] if other is not None else "", a)
-    if not re.fullmatch(r"[0-9A-F]+", plain):
-        return None
-    return digits == plain
+    digits, base = re.sub(r"[() ]", "", match[1]).casefold(), match[2] or match[3]
+    has_letters = re.search("[a-f]", digits) is not None
+    return None if has_letters and base not in ("12", "16", "hex", "sixteen", "twelve") else (digits, base)
 
 
 def _compare_word_lists(a: str, b: str) -> bool | None:

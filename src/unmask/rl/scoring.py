@@ -61,6 +61,11 @@ class RewardPool:
     def needs_pieces(self) -> bool:
         return self.reward.needs_pieces
 
+    def provenance(self) -> dict[str, str]:
+        """What scores depend on besides the reward's options, by name."""
+        self._start()
+        return self.reward.provenance()
+
     def check(self, examples: Sequence[Example]) -> None:
         """Raises `UnmaskError` for an example that the reward cannot score."""
         for example in examples:
