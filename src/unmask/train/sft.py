@@ -8,11 +8,11 @@ from torch import Tensor
 
 from unmask.config import SftRecipe
 from unmask.data.chat import ChatTokenizer
-from unmask.data.sources import EpochOrder, Source
+from unmask.data.sources import Source
 from unmask.models import Decoder
 from unmask.objectives import SftObjective
 from unmask.objectives.rows import RowBatch, score_targets
-from unmask.train.demonstrations import Lengths, demonstration
+from unmask.train.batches import Batches
 from unmask.train.run import Outcome, Run
 from unmask.train.trainer import LossFn, Trainer
 
@@ -21,16 +21,14 @@ def train_sft(
     recipe: SftRecipe, run: Run, source: Source, tokenizer: ChatTokenizer, objective: SftObjective
 ) -> Outcome:  # fmt: skip
     """Trains until the measured target or `train.max_steps`. Everything a step does follows from its number."""
-    trainer, batch_size = run.trainer, recipe.train.batch_size
-    order = EpochOrder(len(source), recipe.run.seed)
+    trainer = run.trainer
     loss_fn = sft_loss(trainer, objective)
-    lengths = Lengths(recipe.train, source, run.progress.say)
+    batches = Batches(recipe.train, source, tokenizer, recipe.run.seed, run.progress.say)
     with run:
         for step in run.steps():
             start = time.monotonic()
             # 1. The step's demonstrations, from its place in the seeded epochs.
-            places = range(step * batch_size, (step + 1) * batch_size)
-            items, num_too_long = lengths.fit([demonstration(source, tokenizer, *order[n], n) for n in places])
+            items, num_too_long = batches[step]
             # 2. Rows: clean and noisy copies.
             rows = objective.rows(items) if items else []
             # 3. One optimizer step.
