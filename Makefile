@@ -37,6 +37,7 @@ check: $(READY) ## style, types, tests
 bench: $(READY) ## speed, as ratios against stated baselines
 	$(BIN)/python benchmarks/update.py
 	$(BIN)/python benchmarks/decode.py
+	$(BIN)/python benchmarks/padding.py
 	$(BIN)/python benchmarks/load.py
 	$(BIN)/python benchmarks/sandbox.py
 

@@ -194,16 +194,34 @@ def scan_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | UnmaskError]]
 
     Raises `UnmaskError` for a file that cannot be read.
     """
+    yield from ((number, value) for number, _, value in locate_jsonl(path))
+
+
+def locate_jsonl(path: Path) -> Iterator[tuple[int, int, dict[str, Any] | UnmaskError]]:
+    """The same with where each line begins: (line number, bytes before it, object)."""
+    offset = 0
     try:
         with open(path, "rb") as lines:
             for number, line in enumerate(lines, 1):
                 value = _read_line(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line, f"{path}:{number}")
                 if value is not None:
-                    yield number, value
+                    yield number, offset, value
+                offset += len(line)
     except FileNotFoundError:
         raise UnmaskError(f"{path}: no such file") from None
     except OSError as error:
         raise describe_os_error(error, path) from error
+
+
+def read_jsonl_at(path: Path, number: int, offset: int) -> dict[str, Any] | UnmaskError | None:
+    """The line that begins at `offset`, as `locate_jsonl` has it; None for an empty one. Raises `UnmaskError`."""
+    try:
+        with open(path, "rb") as lines:
+            lines.seek(offset)
+            line = lines.readline()
+    except OSError as error:
+        raise describe_os_error(error, path) from error
+    return _read_line(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line, f"{path}:{number}")
 
 
 def _read_line(line: bytes, where: str) -> dict[str, Any] | UnmaskError | None:

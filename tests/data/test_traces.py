@@ -17,8 +17,8 @@ from unmask.objectives.trace_rl import TraceRL
 from unmask.objectives.trace_sft import TraceSft
 from unmask.objectives.trace_views import trace_rows
 from unmask.objectives.views import Grid
+from unmask.train.demonstrations import demonstration
 from unmask.train.run import read_metrics
-from unmask.train.sft import demonstration
 from unmask.types import Demonstration, Rollout, SamplingParams, TraceRecord
 
 

@@ -86,11 +86,11 @@ def test_the_best_checkpoint_stays(tmp_path) -> None:
         "checkpoint.keep_best=loss",
         "checkpoint.keep_last=1",
         "train.max_steps=12",
-        "optimizer.lr=0.05",
+        "optimizer.lr=0.03",
         "eval.every_steps=1",
     ]
     recipe = write_recipe(tmp_path, "sft", SFT)
-    for name, steps, more in (("whole", 12, []), ("torn", 5, []), ("torn", 12, ["--resume"])):
+    for name, steps, more in (("whole", 12, []), ("torn", 9, []), ("torn", 12, ["--resume"])):
         result = unmask("sft", recipe, *words, f"train.max_steps={steps}", f"run.dir={tmp_path / name}", *more)
         assert result.returncode == 0, result.stderr
     losses = {record["step"]: record["eval/loss"] for record in records_of(tmp_path / "whole")}
@@ -152,7 +152,9 @@ def test_lengths_by_themselves() -> None:
             return Example(id=f"n{index}", messages=({"role": "user", "content": "?"},))
 
     said: list[str] = []
-    items = [Demonstration(i, 0, [5] * 3, list(range(10, 12 + 3 * i)), step_map=list(range(2 + 3 * i))) for i in range(3)]
+    items = [
+        Demonstration(i, 0, [5] * 3, [*range(10, 12 + 3 * i)], step_map=[*range(2 + 3 * i)], name=f"n{i}") for i in range(3)
+    ]
     cut = Lengths(SftTrainConfig(max_length=6, when_longer="cut"), Named(), said.append)
     found, num = cut.fit(items)
     assert [(item.response_ids, item.step_map) for item in found] == [

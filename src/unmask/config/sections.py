@@ -180,6 +180,10 @@ class SftTrainConfig(Section):
     when_longer: Literal["drop", "cut", "stop"] = Field(
         "drop", description="what becomes of longer ones: left out, cut at the end (without an end of turn), or the run ends"
     )
+    num_bucket_steps: int = Field(
+        0, ge=0, le=2**16, description="so many steps share their examples out by length, so that those of a step are similar; "
+        "0 = off",
+    )  # fmt: skip
 
 
 class RlTrainConfig(Section):

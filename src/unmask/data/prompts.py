@@ -6,12 +6,12 @@ The turns become text through the tokenizer's own chat template (`unmask.data.ch
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from unmask.config import check
-from unmask.data.digests import normalized
+from unmask.data.digests import normalized, question_digest
 from unmask.data.problems import Problem
 from unmask.errors import UnmaskError
 from unmask.types import Example, Message
@@ -86,6 +86,20 @@ def make_example(problem: Problem, options: PromptOptions, shots: Sequence[Probl
     except ValueError:  # JSON can write it, no file and no tokenizer can
         raise UnmaskError(f"{problem.where}: half of a surrogate pair (\\ud800 to \\udfff) is no text") from None
     return example
+
+
+def shot_candidates(problems: Iterable[Problem], num: int) -> list[Problem]:
+    """The first `num` in the order of a hash of the question: problems with a response, no question twice."""
+    kept: dict[str, tuple[tuple[bytes, str], Problem]] = {}
+    for problem in problems:
+        if problem.response is None:
+            continue
+        question, key = normalized(problem.question), (question_digest(problem.question, "shots"), problem.where)
+        if question not in kept or key < kept[question][0]:
+            kept[question] = key, problem
+        if len(kept) > num:
+            del kept[max(kept, key=lambda question: kept[question][0])]
+    return [problem for _, problem in sorted(kept.values(), key=lambda pair: pair[0])]
 
 
 def pick_shots(problem: Problem, candidates: Sequence[Problem], num: int) -> list[Problem]:

@@ -89,7 +89,7 @@ def scan_rows(path: Path) -> Iterator[tuple[int, str, dict[str, Any] | UnmaskErr
     """
     if path.suffix == ".parquet":
         yield from ((i, f"{path}[{i}]", row) for i, row in enumerate(scan_parquet(path)))
-    elif path.suffix == ".json" and _begins_an_array(path):
+    elif path.suffix == ".json" and begins_an_array(path):
         for i, row in enumerate(read_json_value(path)):
             where = f"{path}[{i}]"
             is_row = isinstance(row, dict)
@@ -98,7 +98,8 @@ def scan_rows(path: Path) -> Iterator[tuple[int, str, dict[str, Any] | UnmaskErr
         yield from ((number, f"{path}:{number}", row) for number, row in scan_jsonl(path))
 
 
-def _begins_an_array(path: Path) -> bool:
+def begins_an_array(path: Path) -> bool:
+    """Whether a file of JSON is one array of rows, and not lines. Raises `UnmaskError`."""
     try:
         with open(path, "rb") as file:
             return file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")

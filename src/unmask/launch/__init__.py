@@ -7,6 +7,7 @@ import json
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,12 +16,12 @@ from unmask.attention import get_backend
 from unmask.config import Plugin, RlRecipe, RunConfig, SftRecipe, fill_plugins
 from unmask.config.sections import ModelConfig
 from unmask.data.chat import ChatTokenizer
+from unmask.data.row_source import RowSource
 from unmask.data.sources import SOURCES, Source, open_source
 from unmask.data.traces import TraceSource
 from unmask.diffusion.remasking import get_strategy
 from unmask.engine import Engine
 from unmask.errors import UnmaskError
-from unmask.evaluate import take_examples
 from unmask.files import new_folder, read_json, write_text
 from unmask.launch.machine import find_model_folder, pick_device, pick_precision, use_machine
 from unmask.launch.measures import joined, make_evaluator, make_loss_meter, measured_metrics
@@ -150,7 +151,7 @@ def start(recipe: SftRecipe | RlRecipe, *, resume: bool = False, title: str = ""
             run = Run(folder, recipe, trainer, tokenizer_from, joined(measures), resume=resume, title=title)
             keep_beginning(folder, origins, Path(scratch))
             return train_sft(recipe, run, source, tokenizer, sft_stages)
-        first, *_ = examples = take_examples(source, num_to_check(source))
+        first, *_ = examples = [source[i] for i in indices_to_check(source)]
         rewards.check(examples)
         stages = make_stages(recipe, model)
         for stage in stages:
@@ -183,14 +184,17 @@ def keep_beginning(folder: Path, origins: dict[str, str], scratch: Path) -> None
             shutil.copytree(scratch / BASE, temporary, dirs_exist_ok=True)
 
 
-def num_to_check(source: Source) -> int:
-    """How many examples are looked at before a run begins: all of a file, some where they are made up as they are asked for."""
-    return len(source) if source.vocabulary is None else min(16, len(source))
+def indices_to_check(source: Source) -> Sequence[int]:
+    """Which examples are looked at before a run begins: all of a file (of rows on disk, one of each kind), some where they are
+    made up as they are asked for."""
+    if isinstance(source, RowSource):
+        return source.to_check()
+    return range(len(source) if source.vocabulary is None else min(16, len(source)))
 
 
 def check_demonstrations(source: Source) -> None:
     """Raises `UnmaskError` for an example that is none for supervised fine-tuning."""
-    for example in map(source.__getitem__, range(num_to_check(source))):
+    for example in map(source.__getitem__, indices_to_check(source)):
         if example.response is None and example.trace is None:
             raise UnmaskError(f"example {example.id}: has no response; supervised fine-tuning needs demonstrations")
 

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from unmask.config.sections import SftTrainConfig
 from unmask.data.chat import ChatTokenizer
 from unmask.data.sources import Source
 from unmask.errors import UnmaskError
-from unmask.types import Demonstration
+from unmask.types import Demonstration, Example
 
 _NUM_NAMED = 5
 
 
 def demonstration(source: Source, tokenizer: ChatTokenizer, index: int, epoch: int, place: int = 0) -> Demonstration:
     example = source[index]
-    if example.trace is not None:
-        return Demonstration(index, epoch, example.trace.prompt_ids, example.trace.response_ids, example.trace, place=place)
+    named: dict[str, Any] = {"key": sample_key(example), "epoch": epoch, "place": place, "name": example.id}
+    if (trace := example.trace) is not None:
+        return Demonstration(**named, prompt_ids=trace.prompt_ids, response_ids=trace.response_ids, trace=trace)
     if example.response is None:
         raise UnmaskError(f"example {example.id}: has no response; supervised fine-tuning needs demonstrations")
     prompt_ids, response_ids = tokenizer.prompt_ids(example), tokenizer.response_ids(example)
     steps = None if example.step_map is None else fit_steps(example.step_map, response_ids, example.id)
-    return Demonstration(index, epoch, prompt_ids, response_ids, step_map=steps, place=place)
+    return Demonstration(**named, prompt_ids=prompt_ids, response_ids=response_ids, step_map=steps)
+
+
+def sample_key(example: Example) -> int:
+    """63 bits that name an example in the random numbers: of its id, and of recorded traces also of what was decoded, as
+    several traces of one question have its id."""
+    name = example.id if example.trace is None else f"{example.id} {example.trace.canvas_ids}"
+    return int.from_bytes(hashlib.blake2b(name.encode(errors="replace"), digest_size=8).digest()) >> 1
 
 
 def fit_steps(step_map: Sequence[int], response_ids: Sequence[int], name: str) -> list[int]:
@@ -74,7 +84,7 @@ class Lengths:
         return replace(item, response_ids=item.response_ids[:num], step_map=steps)
 
     def _name(self, item: Demonstration, length: int, what: str) -> None:
-        name, limit = self.source[item.key].id, self.config.max_length
+        name, limit = item.name, self.config.max_length
         if self.config.when_longer == "stop":
             raise UnmaskError(f"example {name}: {length} tokens, more than train.max_length {limit}")
         if item.key in self._named or len(self._named) > _NUM_NAMED:

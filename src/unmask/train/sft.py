@@ -8,11 +8,11 @@ from torch import Tensor
 
 from unmask.config import SftRecipe
 from unmask.data.chat import ChatTokenizer
-from unmask.data.sources import EpochOrder, Source
+from unmask.data.sources import Source
 from unmask.models import Decoder
 from unmask.objectives import SftObjective
 from unmask.objectives.rows import RowBatch, score_targets
-from unmask.train.demonstrations import Lengths, demonstration
+from unmask.train.batches import Batches
 from unmask.train.run import Outcome, Run
 from unmask.train.stopwatch import Stopwatch
 from unmask.train.trainer import LossFn, Trainer
@@ -25,15 +25,13 @@ def train_sft(
 
     stages: first step and objective of each.
     """
-    trainer, batch_size = run.trainer, recipe.train.batch_size
-    order = EpochOrder(len(source), recipe.run.seed)
-    lengths = Lengths(recipe.train, source, run.progress.say)
+    trainer = run.trainer
+    batches = Batches(recipe.train, source, tokenizer, recipe.run.seed, run.progress.say)
     with run:
         for step in run.steps():
             watch = Stopwatch(trainer.model.device)
             # 1. The step's demonstrations, from its place in the seeded epochs.
-            places = range(step * batch_size, (step + 1) * batch_size)
-            items, num_too_long = lengths.fit([demonstration(source, tokenizer, *order[n], n) for n in places])
+            items, num_too_long = batches[step]
             watch.lap("data_s")
             # 2. Rows: clean and noisy copies, in blocks of the stage's size.
             index = max(i for i, (from_step, _) in enumerate(stages) if from_step <= step)

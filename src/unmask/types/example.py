@@ -97,9 +97,10 @@ class Rollout:
 class Demonstration:
     """A tokenised example for SFT.
 
-    `key` (its index in the source) and `epoch` name it in the random numbers: its masks are the same in any batch, on any
-    rank and after resumption. `response_ids` ends with the turn's stop token. `trace`: how they were decoded, if recorded.
-    `step_map`: the order that was given for them, one step for each. `place`: so many demonstrations of the run come before it.
+    `key` (a hash of the example's id) and `epoch` name it in the random numbers: its masks are the same in any batch, on any
+    rank, after resumption, and whatever other examples there are. `response_ids` ends with the turn's stop token. `trace`: how
+    they were decoded, if recorded. `step_map`: the order that was given for them, one step for each. `place`: so many
+    demonstrations of the run come before it. `name`: the example's id, for messages.
     """
 
     key: int
@@ -109,6 +110,7 @@ class Demonstration:
     trace: Trace | None = None
     step_map: list[int] | None = None
     place: int = 0
+    name: str = ""
 
 
 @dataclass(slots=True)
