@@ -8,6 +8,7 @@ import pytest
 
 from unmask.rewards.answers import find_answer, last_boxed
 from unmask.rewards.math import DEFAULT_RULES
+from unmask.rewards.written_forms import are_equal_forms
 
 
 @pytest.mark.parametrize(
@@ -103,3 +104,10 @@ def test_long_texts_are_read_in_time(piece) -> None:
     start = time.perf_counter()
     find_answer(piece * (300_000 // len(piece)), DEFAULT_RULES)
     assert time.perf_counter() - start < 3
+
+
+def test_blanks_before_a_base_are_read_in_time() -> None:
+    start = time.perf_counter()
+    assert are_equal_forms("1" + " " * 1900 + "_", "1") is None
+    assert are_equal_forms("1 0 1 _ { 2 }", "(101) in base 2") is True
+    assert time.perf_counter() - start < 1

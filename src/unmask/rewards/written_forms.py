@@ -10,9 +10,8 @@ from unmask.rewards.answer_forms import TEXT, as_number, as_words
 _DIGITS = r"\d+(?:\.\d+)?"
 _PARTS = re.compile(rf"(?:[^=]*=)?\s*({_DIGITS}(?:\s*(?::|\bto\b)\s*{_DIGITS})+)\s*([aApP])?\.?\s?[mM]?\.?")
 _TIME = re.compile(r"\d{1,2}:[0-5]\d(?::[0-5]\d)?")
-_TO_BASE = re.compile(
-    r"(-?\(?-?[0-9A-Fa-f][0-9A-Fa-f ]*\)?)\s*"
-    r"(?:_\s*\{?\s*\(?(\d+|[a-z]+)\)?\s*\}*|\(?\s*(?:in\s+)?base\s+(\d+|[a-z]+)\s*\)?)"
+_TO_BASE = re.compile(  # without blanks
+    r"(-?\(?-?[0-9A-Fa-f]+\)?)(?:_\{?\(?(\d+|[a-z]+)\)?\}*|\(?(?:in)?base(\d+|[a-z]+)\)?)"
 )
 _CHOICE = re.compile(r"(?:(?:option|choice|answer)\s+)?(\()?([A-J])(?:\s*[.:)]\s*|\s*)", re.IGNORECASE)
 _WORD_LIST = re.compile(r"[A-Za-z' ]{2,}(?:(?:,| and )[A-Za-z' ]{2,})+")
@@ -66,10 +65,10 @@ def _digits(text: str) -> tuple[str, str] | None:
     """Sign with digits, and the base, of `(-1A)_{16}` and `-0x1a`; None for what is none, like the variable `a_1`."""
     if match := re.fullmatch(r"(-?)0x([0-9a-f]+)", text, re.IGNORECASE):
         return (match[1] + match[2]).casefold(), "16"
-    match = _TO_BASE.fullmatch(TEXT.sub(r"\1", text))
+    match = _TO_BASE.fullmatch(re.sub(r"\s", "", TEXT.sub(r"\1", text)))
     if match is None:
         return None
-    digits, base = re.sub(r"[() ]", "", match[1]).casefold(), match[2] or match[3]
+    digits, base = re.sub(r"[()]", "", match[1]).casefold(), match[2] or match[3]
     has_letters = re.search("[a-f]", digits) is not None
     return None if has_letters and base not in ("12", "16", "hex", "sixteen", "twelve") else (digits, base)
 
