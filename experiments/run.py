@@ -45,8 +45,10 @@ def run_cells(plan: dict, base: Path, out: Path, seeds: list[int]) -> dict[tuple
     if "prepare" in plan and not done.exists():
         out.mkdir(parents=True, exist_ok=True)
         for words in plan["prepare"]:
-            is_begun = words[0] == "sft" and (out / "base" / "recipe.toml").exists()
-            unmask([*fill(words), *plan["settings_given"], *(["--resume"] if is_begun else [])])
+            words = fill(words)
+            runs = [Path(word.removeprefix("run.dir=")) for word in words if word.startswith("run.dir=")]
+            is_begun = any((run / "recipe.toml").exists() for run in runs)
+            unmask([*words, *plan["settings_given"], *(["--resume"] if is_begun else [])])
         done.touch()
     folders = {}
     for seed in seeds:
@@ -64,7 +66,7 @@ def wobble(curve: Sequence[float]) -> float:
     return math.sqrt(statistics.mean(step * step for step in steps) / 2) if steps else math.nan
 
 
-def summarise(name: str, plan: dict, folders: dict[tuple[str, int], Path]) -> None:
+def summarise(name: str, plan: dict, folders: dict[tuple[str, int], Path], base: Path) -> None:
     curves: dict[tuple[str, str], dict[int, dict[int, float]]] = {}  # (cell, metric) -> seed -> step -> value
     for (cell, seed), folder in folders.items():
         for line in (folder / "metrics.jsonl").read_text().splitlines():
@@ -85,10 +87,43 @@ def summarise(name: str, plan: dict, folders: dict[tuple[str, int], Path]) -> No
         )
         each = " / ".join(f"{v[-1]:.3f}" for v in values)
         rows.append((cell, metric, f"{first:.3f}", f"{last:.3f}", each, f"{spread:.3f}"))
-    write_table(name, plan["question"], ("cell", "metric", "first", "last", "last, per seed", "wobble"), rows)
-    labels = [word for cell, _ in folders for word in ("--label", cell)]
+    tables = [(("cell", "metric", "first", "last", "last, per seed", "wobble"), rows)]
+    if "measure" in plan:
+        tables.insert(0, measure_last(plan, folders, base))
+    write_tables(name, plan["question"], tables)
+    drawn = {key: folder for key, folder in folders.items() if key[0] in plan.get("drawn", plan["cells"])}
+    labels = [word for cell, _ in drawn for word in ("--label", cell)]
     metrics = [word for metric in plan["metrics"] for word in ("--metric", metric)]
-    unmask(["plot", *map(str, folders.values()), *labels, *metrics, "--output", str(RESULTS / name / "plot.png")])
+    unmask(["plot", *map(str, drawn.values()), *labels, *metrics, "--output", str(RESULTS / name / "plot.png")])
+
+
+def measure_last(plan: dict, folders: dict[tuple[str, int], Path], base: Path) -> tuple[Sequence[str], list[Sequence[str]]]:
+    """Header and rows of a table: what the runs began and ended with under `unmask eval`, and the tokens forwarded."""
+
+    def accuracies(checkpoint: Path, target: Path) -> dict[str, float]:
+        modes = evaluate(checkpoint, plan["measure"], plan["settings_given"], target)["modes"]
+        return {mode: facts["metrics"]["accuracy"] for mode, facts in modes.items()}
+
+    before = accuracies(base, next(iter(folders.values())).parent / "measured")
+    rows: list[Sequence[str]] = [("before", "", *(f"{value:.1%}" for value in before.values()))]
+    by_cell: dict[str, list[tuple[float, ...]]] = {}
+    for (cell, _), folder in folders.items():
+        records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+        num_tokens = sum(record.get("num_tokens", 0) for record in records)
+        by_cell.setdefault(cell, []).append((num_tokens, *accuracies(folder, folder / "measured").values()))
+    for cell, values in by_cell.items():
+        num_tokens, *columns = zip(*values, strict=True)
+        each = [f"{statistics.mean(column):.1%} ({' / '.join(f'{v:.1%}' for v in column)})" for column in columns]
+        rows.append((cell, f"{statistics.mean(num_tokens) / 1e6:.3f}", *each))
+    return ("cell", "million tokens forwarded", *(f"accuracy, {mode} (per seed)" for mode in before)), rows
+
+
+def evaluate(checkpoint: Path, words: list[str], settings: list[str], target: Path) -> dict:
+    """What `unmask eval` found on its only task; what is there already is not measured again."""
+    if not (target / "results.json").exists():
+        unmask(["eval", str(checkpoint), *words, *settings, "--output", str(target)])
+    (task,) = json.loads((target / "results.json").read_text())["tasks"].values()
+    return task
 
 
 def compare_decoding(name: str, plan: dict, base: Path, out: Path, seeds: list[int]) -> None:
@@ -97,16 +132,13 @@ def compare_decoding(name: str, plan: dict, base: Path, out: Path, seeds: list[i
     after = {f"{cell}, seed {seed}": out.parent / plan["after"] / f"{cell}-seed-{seed}" for seed in seeds}
     rows = []
     for label, folder in {"base": base, **after}.items():
-        target = out / label.replace(", ", "-").replace(" ", "-")
-        if not (target / "results.json").exists():
-            unmask(["eval", str(folder), *plan["evaluate"], *plan["settings"], "--output", str(target)])
-        (task,) = json.loads((target / "results.json").read_text())["tasks"].values()
+        task = evaluate(folder, plan["evaluate"], plan["settings"], out / label.replace(", ", "-").replace(" ", "-"))
         for mode, facts in task["modes"].items():
             numbers = [facts["metrics"][key] for key in ("accuracy", "standard_error", "tokens_per_forward")]
             rows.append((label, mode, *numbers))
     write_csv(name, ("checkpoint", "mode", "accuracy", "standard_error", "tokens_per_forward"), rows)
     table = [(label, mode, f"{a:.1%} ± {e:.1%}", f"{tpf:.2f}") for label, mode, a, e, tpf in rows]
-    write_table(name, plan["question"], ("checkpoint", "mode", "accuracy", "tokens per forward"), table)
+    write_tables(name, plan["question"], [(("checkpoint", "mode", "accuracy", "tokens per forward"), table)])
     draw_moves(name, rows)
 
 
@@ -133,9 +165,13 @@ def write_csv(name: str, header: Sequence[str], rows: Iterable[Sequence[object]]
         csv.writer(file, lineterminator="\n").writerows([header, *rows])
 
 
-def write_table(name: str, question: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    lines = [" | ".join(row) for row in (header, ["---"] * len(header), *rows)]
-    text = "\n".join([question, "", *(f"| {line} |" for line in lines), ""])
+def write_tables(name: str, question: str, tables: Iterable[tuple[Sequence[str], Sequence[Sequence[str]]]]) -> None:
+    """Tables are header and rows."""
+    parts = [question]
+    for header, rows in tables:
+        lines = [" | ".join(row) for row in (header, ["---"] * len(header), *rows)]
+        parts.append("\n".join(f"| {line} |" for line in lines))
+    text = "\n\n".join(parts) + "\n"
     (RESULTS / name / "summary.md").write_text(text)
     print(text)
 
@@ -156,12 +192,12 @@ def main() -> None:
     plan = plans[args.name]
     plan["settings_given"] = [word for word in args.set if word.startswith("run.")]  # for what prepares, too
     plan["settings"] = [*plan.get("settings", []), *args.set]
-    base = (args.base or ROOT / plan["base"]).resolve()
-    if not base.is_dir():
-        parser.error(f"{base}: no such folder; {plan['base']} comes from: {plan['base_from']}")
     out = (args.out / args.name).resolve()
+    base = (args.base or ROOT / plan["base"].replace("{out}", str(out))).resolve()
+    if not base.is_dir() and not base.is_relative_to(out):  # what lies there, the plan prepares
+        parser.error(f"{base}: no such folder; {plan['base']} comes from: {plan['base_from']}")
     if "cells" in plan:
-        summarise(args.name, plan, run_cells(plan, base, out, args.seeds))
+        summarise(args.name, plan, run_cells(plan, base, out, args.seeds), base)
     else:
         compare_decoding(args.name, plan, base, out, args.seeds)
 

@@ -36,6 +36,8 @@ def test_given_answers_get_traces_that_are_replayed_and_trained_on(trained, tmp_
     model, tokenizer = load_model(folder), ChatTokenizer.load(folder)
     traces = [Trace.from_dict(row["trace"]) for row in found]
     assert all(trace.response_ids[-1] == tokenizer.turn_end_id for trace in traces)
+    printed = unmask("traces", trained / "sft", "--input", write_rows(tmp_path), "-k", 2)
+    assert printed.stdout == output.read_text()
     assert all(max(trace.step_map.count(step) for step in trace.step_map if step >= 0) <= 2 for trace in traces)
     for trace, replayed in zip(traces, replay_logprobs(model, traces), strict=True):
         assert replayed == pytest.approx(trace.logprobs, abs=1e-5)

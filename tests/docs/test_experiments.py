@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import json
 import math
 import tomllib
 from pathlib import Path
@@ -106,3 +107,48 @@ def test_a_small_run_and_its_continuation(main, tmp_path, capsys) -> None:
         rows = list(csv.DictReader(file))
     assert [r["checkpoint"] for r in rows[::5]] == ["base", f"{first}, seed 0", f"{first}, seed 1"]
     assert (results / "decoding" / "plot.png").stat().st_size > 10_000
+
+
+PLAN = """
+question = "Does it?"
+base = "{{out}}/teacher/checkpoints/step-00000002"
+prepare = [
+  [
+    "sft", "{recipe}", "model.preset=sdar/tiny", "train.max_steps=3", "eval.every_steps=0", "checkpoint.keep_last=9",
+    "run.dir={{out}}/teacher",
+  ],
+]
+command = ["sft", "{recipe}"]
+settings = ["train.max_steps=2", "eval.every_steps=1", "eval.at_start=true", "optimizer.lr=1e-4"]
+measure = ["num_examples=2", "--sampling", "greedy", "modes.greedy={{max_new_tokens=8, temperature=0.0}}"]
+metrics = ["eval/accuracy"]
+[cells]
+few = ["train.batch_size=2"]
+more = ["train.batch_size=4"]
+"""
+
+
+def test_a_plan_that_prepares_its_base_and_measures_its_runs(run, main, tmp_path, monkeypatch) -> None:
+    pytest.importorskip("matplotlib")
+    plans = tmp_path / "plans"
+    plans.mkdir()
+    monkeypatch.setattr(run, "HERE", plans)
+    (plans / "mini.toml").write_text(PLAN.format(recipe=write_recipe(tmp_path, "sft", SFT[SFT.index("[source]") :])))
+    out = tmp_path / "out"
+    main("mini", "--out", out, "--seeds", 0, 1, "--set", "run.num_threads=1")
+    assert (out / "mini" / "few-seed-0" / "origins.json").read_text().count("step-00000002")
+    header, _, before, few, more = (tmp_path / "results" / "mini" / "summary.md").read_text().splitlines()[2:7]
+    assert header == "| cell | million tokens forwarded | accuracy, greedy (per seed) |"
+    assert before.startswith("| before |  | ")
+    for line, cell in ((few, "few"), (more, "more")):
+        records = [
+            json.loads(text)
+            for seed in (0, 1)
+            for text in (out / "mini" / f"{cell}-seed-{seed}" / "metrics.jsonl").read_text().splitlines()
+        ]
+        num_tokens = sum(record.get("num_tokens", 0) for record in records) / 2
+        assert num_tokens > 0
+        assert line.startswith(f"| {cell} | {num_tokens / 1e6:.3f} | ")
+        results = [json.loads((out / "mini" / f"{cell}-seed-{s}" / "measured" / "results.json").read_text()) for s in (0, 1)]
+        values = [r["tasks"]["chained_arithmetic"]["modes"]["greedy"]["metrics"]["accuracy"] for r in results]
+        assert line.endswith(f"| {sum(values) / 2:.1%} ({values[0]:.1%} / {values[1]:.1%}) |")

@@ -61,7 +61,7 @@ def run_generate(
 
     with rewards or nullcontext():
         if output is None:
-            for record in _in_order(decode([]), ids):
+            for record in in_order(decode([]), ids):
                 print(record.response_text, flush=True)
         else:
             write_traces(output, ids, name, overwrite, decode)
@@ -136,7 +136,7 @@ def _decode(
     print(f"{num_finished} answers, {num_tokens} tokens in {seconds:.1f} s: {speed}{skipped}", file=sys.stderr)
 
 
-def _in_order(records: Iterator[TraceRecord], ids: Sequence[tuple[str, int]]) -> Iterator[TraceRecord]:
+def in_order(records: Iterator[TraceRecord], ids: Sequence[tuple[str, int]]) -> Iterator[TraceRecord]:
     """Each record as soon as all those before it are there."""
     waiting: dict[tuple[str, int], TraceRecord] = {}
     next_id = iter(ids)

@@ -148,8 +148,11 @@ def generate(
 def traces(
     checkpoint: Checkpoint,
     name: Annotated[str, typer.Option("--input", metavar="SOURCE", help="file of demonstrations, source, task or recipe")],
-    output: Annotated[Path, typer.Option(help="traces to write (JSON lines); rows that are there are skipped")],
     settings: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="options of the source")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="file of traces (JSON lines), rows that are there are skipped; default: they are printed"),
+    ] = None,
     tokens_per_step: Annotated[int, typer.Option("-k", min=1, help="tokens of a block that are unmasked in a step")] = 1,
     confidence_threshold: Annotated[
         float | None, typer.Option(help="instead, all tokens above this probability; at least -k of them")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -18,12 +19,13 @@ if TYPE_CHECKING:
 
 
 def run_traces(
-    checkpoint: str, name: str, settings: list[str], output: Path, *, split: str, tokens_per_step: int,
+    checkpoint: str, name: str, settings: list[str], output: Path | None, *, split: str, tokens_per_step: int,
     confidence_threshold: float | None, block_size: int | None, max_tokens: int, device: str, dtype: str, overwrite: bool,
 ) -> None:  # fmt: skip
-    """Appends the trace of each demonstration as it is finished; rows that are there already are skipped."""
+    """Prints the trace of each demonstration as a line of JSON or, with `output`, appends it there as soon as it is finished;
+    rows that are there already are skipped."""
     from unmask.cli.data import find_source, find_splits
-    from unmask.cli.generation import check_dtype, write_traces
+    from unmask.cli.generation import check_dtype, in_order, write_traces
     from unmask.data.chat import ChatTokenizer
     from unmask.data.sources import open_source
     from unmask.evaluate.records import fingerprint
@@ -45,11 +47,16 @@ def run_traces(
     model = load_model(folder, device=target, dtype=pick_precision(dtype, target))
     label = f"{folder.name}@{fingerprint(folder)}"
     ids = [(example.id, 0) for example in examples]
-    write_traces(
-        output, ids, label, overwrite,
-        lambda done: _record(model, tokenizer, examples, items, order, label, max_tokens, done),
-    )  # fmt: skip
-    print(output)
+
+    def record(done: Sequence[TraceRecord]) -> Iterator[TraceRecord]:
+        return _record(model, tokenizer, examples, items, order, label, max_tokens, done)
+
+    if output is None:
+        for line in in_order(record([]), ids):
+            print(json.dumps(line.to_dict(), ensure_ascii=False), flush=True)
+    else:
+        write_traces(output, ids, label, overwrite, record)
+        print(output)
 
 
 def _record(
