@@ -151,7 +151,7 @@ def traces(
     settings: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="options of the source")] = None,
     output: Annotated[
         Path | None,
-        typer.Option(help="file of traces (JSON lines), rows that are there are skipped; default: they are printed"),
+        typer.Option(help="file of traces (JSON lines); rows that are there are skipped; default: printed"),
     ] = None,
     tokens_per_step: Annotated[int, typer.Option("-k", min=1, help="tokens of a block that are unmasked in a step")] = 1,
     confidence_threshold: Annotated[

@@ -95,8 +95,8 @@ def verify_math(text: str, gold: str, *, fallbacks: Sequence[Rule] = DEFAULT_RUL
     `last_expression` (the last `$...$` or number), `last_number`. They look at the text alone, never at what would be right.
 
     It is compared in a worker process, which starts with the first call. time_limit: seconds from the moment it begins there;
-    what takes longer, or ends the process, is not correct, and the reason says so. No call takes a second more: the first has
-    less time where the process took long to start. Raises `UnmaskError` for an empty `gold` and where the parser (extra
+    what takes longer, or ends the process, is not correct, and the reason says so. No call takes a second more, the first one
+    included, which has less time where the process took long to start; but a second at least. Raises `UnmaskError` for an empty `gold` and where the parser (extra
     `math`) cannot be imported.
     """
     called_at = time.monotonic()
