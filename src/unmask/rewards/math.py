@@ -96,8 +96,8 @@ def verify_math(text: str, gold: str, *, fallbacks: Sequence[Rule] = DEFAULT_RUL
 
     It is compared in a worker process, which starts with the first call. time_limit: seconds from the moment it begins there;
     what takes longer, or ends the process, is not correct, and the reason says so. No call takes a second more, the first one
-    included, which has less time where the process took long to start; but a second at least. Raises `UnmaskError` for an empty `gold` and where the parser (extra
-    `math`) cannot be imported.
+    included, which has less time where the process took long to start; but a second at least. Raises `UnmaskError` for an
+    empty `gold` and where the parser (extra `math`) cannot be imported.
     """
     called_at = time.monotonic()
     if not gold.strip():
