@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.recipes import RL, SFT, start, unmask, write_recipe
-from unmask.train import sft
+from unmask.train import batches
 from unmask.train.checkpoint import find_damage, list_checkpoints, newest_valid
 from unmask.train.folder import lock_folder
 from unmask.train.run import read_metrics
@@ -229,13 +229,13 @@ def test_timings_are_cut_back_too(half_done) -> None:
 def test_users_random_numbers_go_on(half_done, tmp_path, monkeypatch) -> None:
     """The global generators are restored: a function that draws from them continues its sequence."""
     drawn: list[tuple] = []
-    original = sft.demonstration
+    original = batches.demonstration
 
     def drawing(*arguments):
         drawn.append((random.random(), float(np.random.rand()), float(torch.rand(()))))
         return original(*arguments)
 
-    monkeypatch.setattr(sft, "demonstration", drawing)
+    monkeypatch.setattr(batches, "demonstration", drawing)
     recipe = half_done[0]
     assert unmask("sft", recipe, f"run.dir={tmp_path / 'whole'}").returncode == 0
     whole = drawn[:]
