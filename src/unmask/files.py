@@ -229,7 +229,7 @@ def _read_line(line: bytes, where: str) -> dict[str, Any] | UnmaskError | None:
     if not line.strip():
         return None
     try:
-        value = json.loads(line.decode("utf-8"))
+        value = json.loads(line.rstrip().decode("utf-8"))  # without its end, a torn line's column is its length
     except UnicodeDecodeError:
         return UnmaskError(f"{where}: not UTF-8 text")
     except json.JSONDecodeError as error:
