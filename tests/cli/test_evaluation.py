@@ -131,7 +131,7 @@ def test_what_is_there_is_not_decoded_again(trained, evaluated, tmp_path) -> Non
 def test_traces_of_something_else_are_refused(trained, evaluated) -> None:
     result = unmask("eval", trained / "rl", *SHORT, "-k", 2, "--output", evaluated, "modes.static.temperature=0.5")
     assert result.returncode == 2
-    assert "was decoded from another prompt or with other settings" in result.stderr
+    assert "was made from another prompt or with other settings" in result.stderr
     result = unmask("eval", trained / "sft", *SHORT, "-k", 2, "--output", evaluated)
     assert result.returncode == 2
     assert "of another checkpoint" in result.stderr

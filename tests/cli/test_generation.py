@@ -136,8 +136,8 @@ def test_output_of_something_else_is_left_alone(trained, rows, tmp_path) -> None
     changed = tmp_path / "changed.jsonl"
     changed.write_text(rows.read_text().replace("3+2", "3+3"))
     for words, message in (
-        ([trained / "rl", "--input", rows, "seed=1"], "'q0' of the output was decoded from another prompt or with other"),
-        ([trained / "rl", "--input", changed], "'q3' of the output was decoded from another prompt or with other"),
+        ([trained / "rl", "--input", rows, "seed=1"], "'q0' of the output was made from another prompt or with other"),
+        ([trained / "rl", "--input", changed], "'q3' of the output was made from another prompt or with other"),
         ([trained / "rl", "--input", other_rows], "has row 'q0' of another input"),
         ([trained / "sft", "--input", rows], "has row 'q0' of another checkpoint"),
     ):

@@ -99,6 +99,32 @@ def test_rejection_sampling(trained, tmp_path) -> None:
     assert (fewer.returncode, "has response 1 of row 'q0'" in fewer.stderr) == (2, True)
 
 
+MEETING = """
+import time
+from pathlib import Path
+
+def meet(rollout, example):
+    folder = Path(__file__).parent / "meeting"
+    folder.mkdir(exist_ok=True)
+    (folder / example.id).touch()
+    deadline = time.monotonic() + 30
+    while len(list(folder.iterdir())) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return float(len(list(folder.iterdir())))
+"""
+
+
+def test_answers_are_scored_while_others_are_decoded(trained, tmp_path) -> None:
+    """One is decoded at a time, and no score is there before the last of them is decoded: nothing may wait for the first."""
+    rows = write_rows(tmp_path, [{"id": f"q{i}", "question": f"{i}+2=?", "ground_truth_answer": "1"} for i in range(3)])
+    (tmp_path / "meeting.py").write_text(MEETING)
+    words = ["generate", trained / "rl", "--input", rows, "max_new_tokens=8", "engine.max_sequences=1"]
+    words += [f"reward.name={tmp_path}/meeting.py:meet", "reward.options={num_workers=3, time_limit=60}"]
+    result = unmask(*words, "--output", tmp_path / "traces.jsonl")
+    assert result.returncode == 0, result.stderr
+    assert [row["reward"] for row in lines(tmp_path / "traces.jsonl")] == [3.0] * 3
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

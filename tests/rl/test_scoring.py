@@ -71,7 +71,7 @@ def test_responses_are_scored_at_the_same_time_as_others_and_as_the_caller(slow)
         while pool.reward.events.count("begun") < 3 and time.monotonic() < deadline:
             time.sleep(0.001)
         pool.reward.go.set()
-        assert [result() for result in results] == [Score(1.0, "slow", None, {})] * 3
+        assert [result.result() for result in results] == [Score(1.0, "slow", None, {})] * 3
     assert pool.reward.events == ["started", *["begun"] * 3, "closed"]
 
 
@@ -81,12 +81,12 @@ def test_leaving_does_not_wait_for_scores_that_nobody_wants(slow) -> None:
         result = pool.submit(*rollout())
     assert pool.reward.events[-1] == "closed"
     with pytest.raises(CancelledError):
-        result()
+        result.result()
     assert threading.active_count() == before
 
 
 def test_a_pool_starts_by_itself() -> None:
-    assert RewardPool(Plugin(name="exact")).submit(*rollout())() == (1.0, "right", None, {})
+    assert RewardPool(Plugin(name="exact")).submit(*rollout()).result() == (1.0, "right", None, {})
 
 
 def test_what_cannot_start_is_closed_and_said(slow, monkeypatch) -> None:
@@ -159,7 +159,7 @@ from tests.rewards.responses import example, rollout as response
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits that it is ignored
     with RewardPool(Plugin(name=sys.argv[1], options={"num_workers": 3, "time_limit": 8.0})) as pool:
-        pool.submit(*rollout())()
+        pool.submit(*rollout()).result()
         workers = pool.reward.pool
         while workers._idle.qsize() < 4:
             time.sleep(0.01)
@@ -175,7 +175,7 @@ if __name__ == "__main__":
             print(*(worker._process.pid for worker in [*busy, *workers._idle._queue]), flush=True)
             time.sleep(60)
         except KeyboardInterrupt:
-            print(pool.submit(*rollout())().reward, flush=True)
+            print(pool.submit(*rollout()).result().reward, flush=True)
 """
 REWARD = """
 def f(rollout, example):

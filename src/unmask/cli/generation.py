@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from unmask.config import GenerateRecipe, Plugin, check, load_recipe
 from unmask.config.evaluation import DEFAULT_MODES
 from unmask.errors import UnmaskError
-from unmask.types import Example, Rollout, SamplingParams, Trace, TraceRecord
+from unmask.types import Example, SamplingParams, TraceRecord
 
 if TYPE_CHECKING:
     from unmask.data.chat import ChatTokenizer
@@ -93,21 +93,33 @@ def _decode(
     """A record for every response that is not among those done, as soon as all responses to its example are finished; shows
     progress."""
     from unmask.evaluate.records import check_finished, trace_record
-    from unmask.rl.rollout import reward_group, seeded_params
+    from unmask.rl.rollout import GroupScoring, seeded_params
     from unmask.train.progress import Progress
 
     every = seeded_params(engine, tokenizer, params, len(examples), num_responses)
     finished = {(record.id, record.member): record.trace for record in done}
     prompts = [tokenizer.prompt_ids(example) for example in examples]
-    groups: list[dict[int, Trace]] = [{} for _ in examples]
-    left = []
+    scoring = GroupScoring(tokenizer, examples, num_responses, rewards)
+    left, there = [], {}
     for number, p in enumerate(every):
         index, member = divmod(number, num_responses)
         if (old := finished.get((examples[index].id, member))) is None:
             left.append(number)
             continue
         check_finished(examples[index].id, old, prompts[index], p.model_dump(mode="json"))
-        groups[index][member] = old
+        there[number] = old
+    open_places = dict.fromkeys(number // num_responses for number in left)  # examples that lack responses
+    for number, old in there.items():
+        if number // num_responses in open_places:  # its score is part of theirs
+            scoring.add(number, old)
+
+    def records(place: int) -> Iterator[TraceRecord]:
+        del open_places[place]
+        group = scoring.group(place)
+        for member, rollout in enumerate(group.rollouts):
+            if (group.example.id, member) not in finished:
+                yield trace_record(group.example, rollout, tokenizer, member=member, checkpoint=checkpoint)
+
     start = time.monotonic()
     num_tokens = num_forwards = num_finished = 0
     stream = engine.stream([prompts[n // num_responses] for n in left], [every[n] for n in left])
@@ -117,19 +129,15 @@ def _decode(
             num_forwards = engine.stats.num_denoising_forwards
             if news.trace is not None:
                 num_finished += 1
-                index, member = divmod(left[number], num_responses)
-                group, example = groups[index], examples[index]
-                group[member] = news.trace
-                if len(group) == num_responses:
-                    rollouts = [Rollout(group[i], tokenizer.decode(group[i].response_ids)) for i in range(num_responses)]
-                    reward_group(rollouts, example, rewards, tokenizer)
-                    for i, rollout in enumerate(rollouts):
-                        if (example.id, i) not in finished:
-                            yield trace_record(example, rollout, tokenizer, member=i, checkpoint=checkpoint)
+                scoring.add(left[number], news.trace)
+                for place in scoring.scored():
+                    yield from records(place)
             numbers = {
                 "tokens/s": num_tokens / (time.monotonic() - start), "tokens per forward": num_tokens / max(1, num_forwards)
             }  # fmt: skip
             progress.show(len(finished) + num_finished, numbers)
+        for place in list(open_places):
+            yield from records(place)
     seconds = time.monotonic() - start
     speed = f"{num_tokens / max(seconds, 1e-9):.0f} tokens/s, {num_tokens / max(1, num_forwards):.2f} tokens per forward"
     skipped = f" ({len(finished)} were there already)" if finished else ""

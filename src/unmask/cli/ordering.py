@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unmask.errors import UnmaskError
 from unmask.types import Demonstration, Example, Rollout, TraceRecord
 
 if TYPE_CHECKING:
@@ -65,21 +64,17 @@ def _record(
 ) -> Iterator[TraceRecord]:  # fmt: skip
     """A record for every example that is not among those done; shows progress."""
     from unmask.attention import get_backend
-    from unmask.evaluate.records import trace_record
+    from unmask.evaluate.records import check_finished, trace_record
     from unmask.objectives.preferred_order import preferred_orders
     from unmask.train.progress import Progress
 
     finished = {record.id: record.trace for record in done}
-    settings = order.sampling(model.spec).model_dump(mode="json", exclude={"max_new_tokens"})
+    settings = order.sampling(model.spec).model_dump(mode="json")
     for example, item in zip(examples, items, strict=True):
         if (old := finished.get(example.id)) is None:
             continue
-        is_same = (old.prompt_ids, old.response_ids) == (item.prompt_ids, item.response_ids)
-        if not is_same or {k: v for k, v in old.settings.items() if k != "max_new_tokens"} != settings:
-            raise UnmaskError(
-                f"row {example.id!r} of the output is of another answer or of other settings; choose another file, or "
-                "--overwrite"
-            )
+        its_length = {"max_new_tokens": old.settings.get("max_new_tokens")}  # that of the answer
+        check_finished(example.id, old, item.prompt_ids, settings | its_length, item.response_ids)
     left = [i for i, example in enumerate(examples) if example.id not in finished]
     start, num_tokens = time.monotonic(), 0
     answers = ((items[i].prompt_ids, items[i].response_ids) for i in left)

@@ -68,11 +68,15 @@ def read_finished(path: Path, known_ids: set[str], checkpoint: str) -> list[Trac
     return list(records.values())
 
 
-def check_finished(record_id: str, trace: Trace, prompt_ids: list[int], settings: dict) -> None:
-    """Raises `UnmaskError` for a trace that was decoded from another prompt, or with other settings."""
-    if (trace.prompt_ids, trace.settings) != (prompt_ids, settings):
+def check_finished(
+    record_id: str, trace: Trace, prompt_ids: list[int], settings: dict, response_ids: list[int] | None = None
+) -> None:  # fmt: skip
+    """Raises `UnmaskError` for a trace of another prompt, with other settings, or of another response than the given one."""
+    is_same_response = response_ids is None or trace.response_ids == response_ids
+    if (trace.prompt_ids, trace.settings) != (prompt_ids, settings) or not is_same_response:
+        what = "prompt" if response_ids is None else "prompt or answer"
         raise UnmaskError(
-            f"row {record_id!r} of the output was decoded from another prompt or with other settings; choose another file, or "
+            f"row {record_id!r} of the output was made from another {what} or with other settings; choose another file, or "
             "--overwrite"
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 
 from unmask.data.chat import ChatTokenizer
 from unmask.engine import Engine
@@ -34,21 +35,49 @@ def seeded_params(
     ]
 
 
-def reward_group(
-    rollouts: Sequence[Rollout], example: Example, rewards: RewardPool | None, tokenizer: ChatTokenizer
-) -> None:  # fmt: skip
-    """Sets the rewards of all responses to an example; None leaves them unset."""
-    if rewards is None:
-        return
-    for rollout in rollouts if rewards.needs_pieces else ():
-        rollout.pieces = tokenizer.shares(rollout.trace.response_ids)
-    scores = [rewards.submit(rollout, example) for rollout in rollouts]
-    set_rewards(rollouts, rewards.finish_group(rollouts, [score() for score in scores], example))
+class GroupScoring:
+    """Scores responses beside the decoding, each as soon as it is there.
 
+    Responses are numbered by example times `group_size` plus member. rewards: None leaves rewards unset.
+    """
 
-def set_rewards(rollouts: Sequence[Rollout], scores: Sequence[Score]) -> None:
-    for rollout, given in zip(rollouts, scores, strict=True):
-        rollout.reward, rollout.reward_reason, rollout.token_rewards, rollout.reward_parts = given
+    def __init__(
+        self, tokenizer: ChatTokenizer, examples: Sequence[Example], group_size: int, rewards: RewardPool | None
+    ):  # fmt: skip
+        self.tokenizer, self.examples, self.group_size, self.rewards = tokenizer, examples, group_size, rewards
+        self._rollouts: dict[int, Rollout] = {}
+        self._scores: dict[int, Future[Score]] = {}
+        self._whole: list[int] = []  # examples with all their responses
+
+    def add(self, index: int, trace: Trace) -> None:
+        rollout = self._rollouts[index] = Rollout(trace, self.tokenizer.decode(trace.response_ids))
+        if self.rewards is not None:
+            if self.rewards.needs_pieces:
+                rollout.pieces = self.tokenizer.shares(trace.response_ids)
+            self._scores[index] = self.rewards.submit(rollout, self.examples[index // self.group_size])
+        place = index // self.group_size
+        if all(member in self._rollouts for member in self._members(place)):
+            self._whole.append(place)
+
+    def scored(self) -> list[int]:
+        """Places of the examples for which `group` would not wait."""
+        if self.rewards is None:
+            return self._whole.copy()
+        return [place for place in self._whole if all(self._scores[index].done() for index in self._members(place))]
+
+    def group(self, place: int) -> RolloutGroup:
+        """All responses to the example, with their final rewards, once; waits for them. Raises what the reward raised."""
+        self._whole.remove(place)
+        group = RolloutGroup(self.examples[place], [self._rollouts.pop(index) for index in self._members(place)])
+        if self.rewards is not None:
+            scores = [self._scores.pop(index).result() for index in self._members(place)]
+            final = self.rewards.finish_group(group.rollouts, scores, group.example)
+            for rollout, given in zip(group.rollouts, final, strict=True):
+                rollout.reward, rollout.reward_reason, rollout.token_rewards, rollout.reward_parts = given
+        return group
+
+    def _members(self, place: int) -> range:
+        return range(place * self.group_size, (place + 1) * self.group_size)
 
 
 def make_rollouts(
@@ -70,33 +99,17 @@ def make_rollouts(
         rewards.check(examples)
     prompts = [ids for example in examples for ids in [tokenizer.prompt_ids(example)] * group_size]
     seeded = seeded_params(engine, tokenizer, params, len(examples), group_size, seed_keys)
-    rollouts: dict[int, Rollout] = {}
-    scores: dict[int, Callable[[], Score]] = {}
-
-    def take(index: int, trace: Trace) -> None:
-        rollout = rollouts[index] = Rollout(trace, tokenizer.decode(trace.response_ids))
-        if rewards is not None:
-            if rewards.needs_pieces:
-                rollout.pieces = tokenizer.shares(trace.response_ids)
-            scores[index] = rewards.submit(rollout, examples[index // group_size])
-
+    scoring = GroupScoring(tokenizer, examples, group_size, rewards)
     for index, trace in (finished or {}).items():
-        take(index, trace)
-    left = [index for index in range(len(prompts)) if index not in rollouts]
+        scoring.add(index, trace)
+    left = [index for index in range(len(prompts)) if index not in (finished or {})]
     for number, output in engine.stream([prompts[index] for index in left], [seeded[index] for index in left]):
         if output.trace is not None:
             if on_finished is not None:
                 on_finished(left[number], output.trace)
-            take(left[number], output.trace)
+            scoring.add(left[number], output.trace)
     start = time.monotonic()
-    groups = []
-    for first, example in zip(range(0, len(prompts), group_size), examples, strict=True):
-        members = range(first, first + group_size)
-        group = RolloutGroup(example, [rollouts[index] for index in members])
-        if rewards is not None:
-            final = rewards.finish_group(group.rollouts, [scores[index]() for index in members], example)
-            set_rewards(group.rollouts, final)
-        groups.append(group)
+    groups = [scoring.group(place) for place in range(len(examples))]
     if rewards is not None:
         rewards.waited_s += time.monotonic() - start
     return groups

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 
 import numpy as np
@@ -71,13 +71,12 @@ class RewardPool:
         for example in examples:
             self.reward.check(example)
 
-    def submit(self, rollout: Rollout, example: Example) -> Callable[[], Score]:
-        """Begins to score; the result is called for later. That call raises `UnmaskError` for a score that is none, and what
-        the reward raises."""
+    def submit(self, rollout: Rollout, example: Example) -> Future[Score]:
+        """Begins to score. The result raises `UnmaskError` for a score that is none, and what the reward raises."""
         future = self._start().submit(score(self.reward, rollout, example))
         self._running.add(future)
         future.add_done_callback(self._running.discard)
-        return future.result
+        return future
 
     def finish_group(self, rollouts: Sequence[Rollout], scores: Sequence[Score], example: Example) -> list[Score]:
         """The final, checked scores of all responses to an example."""
