@@ -175,7 +175,7 @@ import time
 from unmask.rewards.math import verify_math
 start = time.monotonic()
 verdict = verify_math("(a+b+c+d+e+f)^{40}", "7", time_limit=6.0)  # a worker may take as long to start, on a busy machine
-assert time.monotonic() - start < 7.0, time.monotonic() - start
+assert time.monotonic() - start < 12.0, time.monotonic() - start  # one that nothing ends takes hours
 assert verdict.reason.startswith("took longer than"), verdict
 """
 
