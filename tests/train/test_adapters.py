@@ -9,6 +9,7 @@ import torch
 
 import unmask as library
 from tests.recipes import RL, SFT, unmask, write_recipe
+from unmask.errors import UnmaskError
 from unmask.models.checkpoint import load_model, new_model
 from unmask.models.lora import load_adapter
 from unmask.train.checkpoint import list_checkpoints
@@ -133,7 +134,18 @@ def test_a_base_that_is_gone_is_named(tmp_path) -> None:
     shutil.rmtree(tmp_path / "run" / "base")
     result = unmask("generate", checkpoint, "--prompt", "1+2=?")
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
-    assert "../../base: no such folder" in result.stderr
+    assert (
+        f"{checkpoint / 'adapter_config.json'}: the adapter's model is not there: ../../base: no such folder" in result.stderr
+    )
+
+
+def test_adapters_of_another_family_are_refused(tmp_path) -> None:
+    """Though every shape fits."""
+    checkpoint = sft(tmp_path)
+    model = new_model("llada/tiny", 0)
+    with pytest.raises(UnmaskError, match="are for a model of type 'sdar'; this one is of type 'llada'"):
+        load_adapter(model, checkpoint)
+    assert not model.adapters
 
 
 def test_what_a_run_without_a_step_left_is_not_the_base(tmp_path) -> None:
