@@ -73,6 +73,7 @@ def test_causal_logits_stay(kind: str, vocab_size: int, tmp_path) -> None:
     [
         ([], {"model_type": "gpt2"}, "model_type 'gpt2' cannot be adapted; known: qwen3 (as sdar)"),
         (["--block-size", "4"], {"model_type": "qwen2"}, "--block-size is for block models; dream has full attention"),
+        ([], {"vocab_size": None}, "config.json: vocab_size should be a number, found None"),
         ([], {"num_hidden_layers": 3}, "tensors do not fit family sdar: "),
     ],
 )

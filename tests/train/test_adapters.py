@@ -9,6 +9,7 @@ import torch
 
 import unmask as library
 from tests.recipes import RL, SFT, unmask, write_recipe
+from unmask.errors import UnmaskError
 from unmask.models.checkpoint import load_model, new_model
 from unmask.models.lora import load_adapter
 from unmask.train.checkpoint import list_checkpoints
@@ -116,6 +117,7 @@ def test_adapters_alone_are_a_model(tmp_path) -> None:
     [
         (["lora.base_bits=4"], "lora.base_bits 4 needs a GPU (the kernels of bitsandbytes); the model is on cpu"),
         (["lora.base_bits=4", "lora.rank=0"], "lora.base_bits 4 needs adapters: four bits cannot be trained; set lora.rank"),
+        (["lora.use_dora=true", "lora.rank=0"], "lora.use_dora is about adapters, and there are none; set lora.rank"),
         (["lora.target_modules=['nobody']"], "LoRA target 'nobody' is no linear layer of this model; known: down_proj"),
         (["lora.rank=-1"], "lora.rank"),
     ],
@@ -132,4 +134,26 @@ def test_a_base_that_is_gone_is_named(tmp_path) -> None:
     shutil.rmtree(tmp_path / "run" / "base")
     result = unmask("generate", checkpoint, "--prompt", "1+2=?")
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
-    assert "../../base: no such folder" in result.stderr
+    assert (
+        f"{checkpoint / 'adapter_config.json'}: the adapter's model is not there: ../../base: no such folder" in result.stderr
+    )
+
+
+def test_adapters_of_another_family_are_refused(tmp_path) -> None:
+    """Though every shape fits."""
+    checkpoint = sft(tmp_path)
+    model = new_model("llada/tiny", 0)
+    with pytest.raises(UnmaskError, match="are for a model of type 'sdar'; this one is of type 'llada'"):
+        load_adapter(model, checkpoint)
+    assert not model.adapters
+
+
+def test_what_a_run_without_a_step_left_is_not_the_base(tmp_path) -> None:
+    """A run that dies before its first step leaves its preset's model; another seed has another one."""
+    sft(tmp_path, "run.seed=2", name="other")
+    shutil.copytree(tmp_path / "other" / "base", tmp_path / "run" / "base")
+    checkpoint = sft(tmp_path, "run.seed=3")
+    sft(tmp_path, "run.seed=3", name="clean")
+    with torch.no_grad():
+        mine, wanted = (load_model(tmp_path / run).logits(IDS) for run in ("run/base", "clean/base"))
+    assert torch.equal(mine, wanted), checkpoint

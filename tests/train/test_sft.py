@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -18,6 +20,7 @@ from unmask.objectives import SFT_OBJECTIVES
 from unmask.objectives.rows import collate, score_targets
 from unmask.train.demonstrations import Lengths, demonstration, fit_steps
 from unmask.train.run import read_metrics
+from unmask.train.trainer import Trainer
 from unmask.types import Demonstration, Example
 
 OBJECTIVES = {
@@ -183,3 +186,69 @@ def test_a_given_order_is_trained_as_if_it_had_been_decoded() -> None:
     with pytest.raises(UnmaskError, match="step_map has 3 steps, but the response 4 tokens in this tokenizer"):
         fit_steps([0, 1, 2], [1, 2, 3, 4, 5], "x")
     assert fit_steps([0, 2, 1], [1, 2, 3, 4], "x") == [0, 2, 1, 3]
+
+
+def test_held_out_losses_are_at_their_rate_and_in_the_blocks_of_the_stage(tmp_path, monkeypatch) -> None:
+    """Also where training has complements (whose rate is another), and before the first step."""
+    measured, measure = [], Trainer.measure
+
+    def spy(self, rows, loss_fn):
+        sizes = {int((row.copy == copy).sum()) for row in rows for copy in set(row.copy) - {0}}
+        measured.append((sizes, sum(len(row.target_ids) for row in rows)))
+        return measure(self, rows, loss_fn)
+
+    monkeypatch.setattr(Trainer, "measure", spy)
+    words = [*WORDS, "eval.at_start=true", "eval.loss_rates=[0.1]", "objective.options.has_complements=true"]
+    words += ["block_schedule=[{from_step=0,block_size=1},{from_step=2,block_size=2},{from_step=5,block_size=4}]"]
+    result = unmask("sft", write_recipe(tmp_path, "sft", SFT), *words, f"run.dir={tmp_path / 'run'}")
+    assert result.returncode == 0, result.stderr
+    assert [sizes for sizes, _ in measured] == [{1}, {1}, {2}, {4}, {4}]  # before, and after steps 2, 4, 6 and 8
+    folder = tmp_path / "run" / "checkpoints" / "step-00000008"
+    source, tokenizer = open_source(Plugin(name="chained_arithmetic", options={}), "held_out", 0), ChatTokenizer.load(folder)
+    num_tokens = sum(len(demonstration(source, tokenizer, i, 0).response_ids) for i in range(16))
+    assert all(num_targets < num_tokens / 2 for _, num_targets in measured)
+
+
+def test_another_metric_begins_anew(tmp_path) -> None:
+    """What was best of the accuracy says nothing about the loss; RUN/best is never that of another metric."""
+    recipe, run = write_recipe(tmp_path, "sft", SFT), tmp_path / "run"
+    words = [*WORDS, "eval.num_examples=4", "eval.every_steps=1", f"run.dir={run}"]
+    first = ["checkpoint.keep_best=accuracy", "stop.metric=accuracy", "stop.patience=9", "train.max_steps=2"]
+    assert unmask("sft", recipe, *words, *first).returncode == 0
+    second = ["checkpoint.keep_best=loss", "stop.metric=loss", "stop.patience=2", "train.max_steps=6", "--resume"]
+    result = unmask("sft", recipe, *words, *second)
+    assert "did all its steps after step 6" in result.stdout, result
+    losses = {record["step"]: record["eval/loss"] for record in records_of(run) if record["step"] > 2}
+    assert (run / "best").resolve().name == f"step-{min(losses, key=lambda step: losses[step]):08d}"
+
+
+def test_killed_before_the_best_one_was_linked(tmp_path) -> None:
+    recipe, run = write_recipe(tmp_path, "sft", SFT), tmp_path / "run"
+    words = [*WORDS, "checkpoint.keep_best=loss", f"run.dir={run}"]
+    assert unmask("sft", recipe, *words).returncode == 0
+    best = (run / "best").resolve()
+    (run / "best").unlink()
+    assert unmask("sft", recipe, *words, "--resume").returncode == 0
+    assert (run / "best").resolve() == best
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"step_map": [0]}, "example 2: step_map has 1 steps"),
+        ({"step_map": [0, -3]}, "rows.jsonl:2: step_map.1: Input should be greater than or equal to 0, found -3"),
+        ({"step_map": [0, 10**30]}, "rows.jsonl:2: step_map.1"),
+        ({}, "example 2: has no trace; trace SFT needs them"),
+    ],
+)
+def test_an_order_that_is_none_is_found_before_the_run(row, message, tmp_path) -> None:
+    assert (
+        unmask("sft", write_recipe(tmp_path, "sft", SFT), "train.max_steps=1", f"run.dir={tmp_path / 'first'}").returncode == 0
+    )
+    rows = [{"question": "1+2=?", "response": "12", "step_map": [0, 1]}, {"question": "1+3=?", "response": "123", **row}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    text = SFT.replace('preset = "sdar/tiny"', f'path = "{tmp_path / "first"}"').replace("every_steps = 3", "every_steps = 0")
+    words = [f"source={{name='jsonl', options={{path='{tmp_path / 'rows.jsonl'}'}}}}", "objective.name=trace"]
+    result = unmask("sft", write_recipe(tmp_path, "traces", text), *words, f"run.dir={tmp_path / 'run'}")
+    assert (result.returncode, result.stderr.count("\n"), (tmp_path / "run").exists()) == (2, 1, False), result.stderr
+    assert message in result.stderr

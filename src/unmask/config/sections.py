@@ -281,4 +281,6 @@ class LoraConfig(Section):
     def _has_adapters(self) -> LoraConfig:
         if self.base_bits == 4 and not self.rank:
             raise ValueError("lora.base_bits 4 needs adapters: four bits cannot be trained; set lora.rank")
+        if self.use_dora and not self.rank:
+            raise ValueError("lora.use_dora is about adapters, and there are none; set lora.rank")
         return self

@@ -31,6 +31,7 @@ from unmask.models.checkpoint import load_model, new_model, save_model
 from unmask.models.hub import resolve_folder
 from unmask.objectives import RL_OBJECTIVES, SFT_OBJECTIVES
 from unmask.objectives.advantages import get_advantage
+from unmask.objectives.trace_sft import NEEDS_TRACES
 from unmask.rewards import REWARDS
 from unmask.rl.loop import train_rl
 from unmask.rl.scoring import RewardPool
@@ -141,7 +142,7 @@ def start(recipe: SftRecipe | RlRecipe, *, resume: bool = False, title: str = ""
             if isinstance(source, TraceSource):
                 source.check_model(model.spec, recipe.objective.options.get("block_size"))
             sft_stages = make_sft_stages(recipe, model)
-            check_demonstrations(source)
+            check_demonstrations(source, tokenizer, needs_order=recipe.objective.name == "trace")
             sft_stages[0][1].rows([demonstration(source, tokenizer, 0, 0)])
             if recipe.eval.every_steps:
                 if recipe.eval.num_examples:
@@ -149,7 +150,7 @@ def start(recipe: SftRecipe | RlRecipe, *, resume: bool = False, title: str = ""
                 if recipe.eval.num_loss_examples:
                     measures.append(make_loss_meter(recipe, trainer, tokenizer))
             run = Run(folder, recipe, trainer, tokenizer_from, joined(measures), resume=resume, title=title)
-            keep_beginning(folder, origins, Path(scratch))
+            keep_beginning(folder, origins, Path(scratch), resume)
             return train_sft(recipe, run, source, tokenizer, sft_stages)
         first, *_ = examples = [source[i] for i in indices_to_check(source)]
         rewards.check(examples)
@@ -161,7 +162,7 @@ def start(recipe: SftRecipe | RlRecipe, *, resume: bool = False, title: str = ""
             folder, recipe, trainer, tokenizer_from, joined(measures), resume=resume, title=title,
             value_trainer=critic.trainer if critic else None,
         )  # fmt: skip
-        keep_beginning(folder, origins, Path(scratch))
+        keep_beginning(folder, origins, Path(scratch), resume)
         return train_rl(recipe, run, engine, source, tokenizer, stages, rewards, critic, reference)
 
 
@@ -176,10 +177,11 @@ def adapter_base(recipe: SftRecipe | RlRecipe, pinned: SftRecipe | RlRecipe, mod
     return f"../../{BASE}"
 
 
-def keep_beginning(folder: Path, origins: dict[str, str], scratch: Path) -> None:
-    """What the run has to find again when it goes on: the folders of its models, the model of its adapters."""
+def keep_beginning(folder: Path, origins: dict[str, str], scratch: Path, resume: bool) -> None:
+    """What the run has to find again when it goes on: the folders of its models, the model of its adapters. What a run that
+    ended before its first step left there is replaced."""
     write_text(folder / ORIGINS, json.dumps(origins, indent=2) + "\n")
-    if (scratch / BASE).exists() and not (folder / BASE).exists():
+    if (scratch / BASE).exists() and not (resume and (folder / BASE).exists()):
         with new_folder(folder / BASE) as temporary:
             shutil.copytree(scratch / BASE, temporary, dirs_exist_ok=True)
 
@@ -192,11 +194,18 @@ def indices_to_check(source: Source) -> Sequence[int]:
     return range(len(source) if source.vocabulary is None else min(16, len(source)))
 
 
-def check_demonstrations(source: Source) -> None:
-    """Raises `UnmaskError` for an example that is none for supervised fine-tuning."""
-    for example in map(source.__getitem__, indices_to_check(source)):
-        if example.response is None and example.trace is None:
+def check_demonstrations(source: Source, tokenizer: ChatTokenizer, needs_order: bool) -> None:
+    """Raises `UnmaskError` for an example that is none for supervised fine-tuning, or has not the order that is asked for."""
+    for index in indices_to_check(source):
+        example = source[index]
+        if example.trace is not None:
+            continue
+        if example.response is None:
             raise UnmaskError(f"example {example.id}: has no response; supervised fine-tuning needs demonstrations")
+        if needs_order and example.step_map is None:
+            raise UnmaskError(f"example {example.id}: has no trace; {NEEDS_TRACES}")
+        if example.step_map is not None:
+            demonstration(source, tokenizer, index, 0)  # whether it has a step for every token
 
 
 __all__ = ["find_model_folder", "open_model", "pick_device", "pick_precision", "resolve", "start", "use_machine"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 from unmask.config import Plugin, RlRecipe, SftRecipe
 from unmask.data.chat import ChatTokenizer
@@ -11,10 +12,11 @@ from unmask.engine import Engine
 from unmask.evaluate import METRICS, evaluate, take_examples
 from unmask.models import Decoder
 from unmask.objectives import SFT_OBJECTIVES, make_sft_objective
+from unmask.objectives.rows import TrainRow
 from unmask.rl.scoring import RewardPool
 from unmask.train.demonstrations import demonstration
 from unmask.train.sft import sft_loss
-from unmask.train.trainer import Trainer
+from unmask.train.trainer import LossFn, Trainer
 
 Measure = Callable[[], dict[str, float]]
 
@@ -67,15 +69,25 @@ def make_loss_meter(recipe: SftRecipe, trainer: Trainer[Decoder], tokenizer: Cha
     num = min(recipe.eval.num_loss_examples, len(held_out))
     items = [demonstration(held_out, tokenizer, i, 0, i) for i in range(num)]
     options = recipe.objective.options | {"loss_normalization": "token"}
-    rated = {f"loss_at_{rate:g}": {"min_rate": rate, "max_rate": rate} for rate in rates_measured(recipe)}
-    losses = {}
-    for name, rates in (rated or {"loss": {}}).items():
-        plugin = Plugin(name=recipe.objective.name, options=options | rates)
-        objective = make_sft_objective(plugin, trainer.model, recipe.run.seed)
-        losses[name] = (objective.rows(items), sft_loss(trainer, objective))
+    rated = {
+        f"loss_at_{rate:g}": {"min_rate": rate, "max_rate": rate, "has_complements": False}  # complements have another rate
+        for rate in rates_measured(recipe)
+    }
+
+    @lru_cache(maxsize=1)
+    def losses(block_size: int | None) -> dict[str, tuple[list[TrainRow], LossFn]]:
+        """Rows in the blocks that the model has now, and their loss."""
+        made = {}
+        for name, rates in (rated or {"loss": {}}).items():
+            plugin = Plugin(name=recipe.objective.name, options=options | rates)
+            objective = make_sft_objective(plugin, trainer.model, recipe.run.seed)
+            made[name] = (objective.rows(items), sft_loss(trainer, objective))
+        return made
+
+    losses(trainer.model.spec.block_size)  # mistakes are found before the run
 
     def measure() -> dict[str, float]:
-        found = {name: trainer.measure(rows, loss) for name, (rows, loss) in losses.items()}
+        found = {name: trainer.measure(*each) for name, each in losses(trainer.model.spec.block_size).items()}
         return {"loss": sum(found.values()) / len(found)} | found
 
     return measure

@@ -55,7 +55,10 @@ def adapt_model(folder: Path, special_ids: dict[str, Any], num_tokens: int, bloc
         **{_RENAMED.get(key, key): value for key, value in old.items() if key not in _OF_THE_OLD_MODEL},
         **special_ids, **blocks,
     }  # fmt: skip
-    config["vocab_size"] = max(num_tokens, num_rows := old["vocab_size"])
+    num_rows = old.get("vocab_size")
+    if not isinstance(num_rows, int):
+        raise UnmaskError(f"{folder / 'config.json'}: vocab_size should be a number, found {num_rows!r}")
+    config["vocab_size"] = max(num_tokens, num_rows)
     spec = family.spec(config)
     stored = read_headers(folder)
     with torch.device("meta"):

@@ -108,7 +108,11 @@ def base_of(folder: Path) -> str:
     name = read_json(folder / _CONFIG).get("base_model_name_or_path")
     if not isinstance(name, str) or not name:
         raise UnmaskError(f"{folder / _CONFIG}: does not name the adapter's model (base_model_name_or_path)")
-    return str((folder / name).resolve()) if (folder / name).is_dir() else name
+    if (folder / name).is_dir():
+        return str((folder / name).resolve())
+    if name.startswith("."):
+        raise UnmaskError(f"{folder / _CONFIG}: the adapter's model is not there: {name}: no such folder, seen from {folder}")
+    return name
 
 
 def load_adapter(model: Backbone, folder: str | Path, *, is_trainable: bool = False) -> PeftModel:
@@ -123,6 +127,7 @@ def load_adapter(model: Backbone, folder: str | Path, *, is_trainable: bool = Fa
     if not (folder / _WEIGHTS).exists():
         raise UnmaskError(f"{folder}: no {_WEIGHTS} here (only safetensors are read, never pickles)")
     stored = safetensors_names(folder / _WEIGHTS)
+    _refuse_another_family(model, folder / "config.json")
     _refuse_adapters(model)
     children = [(parent, name, child) for parent in model.modules() for name, child in parent.named_children()]
     frozen = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
@@ -151,6 +156,13 @@ def load_adapter(model: Backbone, folder: str | Path, *, is_trainable: bool = Fa
     model.train(model.training)  # whatever peft made of it
     model.adapters = (adapter, base)
     return adapter
+
+
+def _refuse_another_family(model: Backbone, file: Path) -> None:
+    """Of the adapters of a run: shapes alone do not tell one family from another."""
+    of, wanted = (read_json(file).get("model_type") if file.exists() else None), model.config.get("model_type")
+    if of and wanted and of != wanted:
+        raise UnmaskError(f"{file}: these adapters are for a model of type {of!r}; this one is of type {wanted!r}")
 
 
 def _refuse_adapters(model: Backbone) -> None:

@@ -17,6 +17,8 @@ from unmask.objectives.trace_views import trace_rows
 from unmask.objectives.views import Grid
 from unmask.types import Demonstration, Trace
 
+NEEDS_TRACES = "trace SFT needs them: use the source traces, or step_map"
+
 
 class TraceSft:
     """The views of TraceRL, with cross-entropy. Needs demonstrations with a trace (source `traces`) or a
@@ -45,7 +47,7 @@ class TraceSft:
     def _given_order(self, item: Demonstration) -> Trace:
         """As if it had been decoded in the order that its row gives. What fills up the last block was never unmasked."""
         if item.step_map is None:
-            raise UnmaskError(f"example {item.name}: has no trace; trace SFT needs them: use the source traces, or step_map")
+            raise UnmaskError(f"example {item.name}: has no trace; {NEEDS_TRACES}")
         num = len(item.response_ids)
         size = self.options.block_size or self.spec.block_size if self.spec.attention == "block_causal" else 1
         num_pads = -(len(item.prompt_ids) + num) % size

@@ -97,7 +97,8 @@ class Run:
             self.value_trainer.load_state_dict(state["value_trainer"])
         self.loop_state.update(state["loop"])
         self.num_steps, self.evaluation = state["num_steps"], state["evaluation"]
-        self.stopping.state.update(state["stopping"])
+        self.stopping.restore(state["stopping"])
+        self._link_best()
         self.metrics.truncate(state["metrics_bytes"])
         self.timings.truncate(state["timings_bytes"])
         if state["reason"] == "target" and self.stopping.is_target_reached(self.evaluation, self.num_steps):
@@ -158,7 +159,15 @@ class Run:
         if self._reason or is_best or (every and self.num_steps % every == 0):
             self.save()
         if is_best:
-            replace_link(self.folder / BEST, f"checkpoints/{step_folder(self.num_steps)}")
+            self._link_best()
+
+    def _link_best(self) -> None:
+        """RUN/best leads to the best checkpoint, or is not there."""
+        link, step = self.folder / BEST, self.stopping.state["kept_step"]
+        if step is not None:
+            replace_link(link, f"checkpoints/{step_folder(step)}")
+        elif link.is_symlink():
+            link.unlink()
 
     def _measure(self) -> dict[str, float]:
         self.evaluation = dict(self.evaluate())

@@ -26,6 +26,8 @@ def train_sft(
     stages: first step and objective of each.
     """
     trainer = run.trainer
+    if recipe.block_schedule:  # an evaluation before the first step has its blocks, too
+        trainer.model.set_block_size(recipe.block_schedule[0].block_size)
     batches = Batches(recipe.train, source, tokenizer, recipe.run.seed, run.progress.say)
     with run:
         for step in run.steps():

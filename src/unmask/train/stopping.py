@@ -25,7 +25,15 @@ class Stopping:
     def __init__(self, stop: StopConfig, keep_best: str):
         self.stop, self.keep_best = stop, keep_best
         # The best value of `stop.metric` and the number of evaluations since; the best of `keep_best` and the step it was at.
-        self.state: dict[str, Any] = {"best": None, "num_since": 0, "kept": None, "kept_step": None}
+        self.state: dict[str, Any] = {
+            "metric": stop.metric, "best": None, "num_since": 0, "keep_best": keep_best, "kept": None, "kept_step": None,
+        }  # fmt: skip
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a checkpoint's state; what it says of a metric that is followed no more does not count."""
+        for name, values in (("metric", ("best", "num_since")), ("keep_best", ("kept", "kept_step"))):
+            if state[name] == self.state[name]:
+                self.state |= {key: state[key] for key in values}
 
     def see(self, evaluation: Mapping[str, float], num_steps: int) -> Reason | None:
         """After an evaluation: why the run ends now, if it does."""

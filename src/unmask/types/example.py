@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.functional_validators import SkipValidation, model_validator
@@ -69,7 +69,7 @@ class Example(BaseModel):
     response: str | None = None
     answer: str | None = None
     tests: CodeTests | None = None
-    step_map: tuple[int, ...] | None = Field(None, strict=False)
+    step_map: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] | None = Field(None, strict=False)
     trace: SkipValidation[Trace] | None = None
 
 
