@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 from unmask.config import Plugin, RlRecipe, SftRecipe
@@ -11,10 +12,11 @@ from unmask.engine import Engine
 from unmask.evaluate import METRICS, evaluate, take_examples
 from unmask.models import Decoder
 from unmask.objectives import SFT_OBJECTIVES, make_sft_objective
+from unmask.objectives.rows import TrainRow
 from unmask.rl.scoring import RewardPool
 from unmask.train.demonstrations import demonstration
 from unmask.train.sft import sft_loss
-from unmask.train.trainer import Trainer
+from unmask.train.trainer import LossFn, Trainer
 
 Measure = Callable[[], dict[str, float]]
 
@@ -61,21 +63,29 @@ def rates_measured(recipe: SftRecipe) -> tuple[float, ...]:
 
 def make_loss_meter(recipe: SftRecipe, trainer: Trainer[Decoder], tokenizer: ChatTokenizer) -> Measure:
     """Measures the mean loss in nats a token of held-out demonstrations, always with the same masks: at each of the rates
-    ("loss_at_0.5"), and over them ("loss"). Raises `UnmaskError`.
+    ("loss_at_0.5"), and over them ("loss"). Where the model's blocks grow, with the blocks it has. Raises `UnmaskError`.
     """
     held_out = open_source(recipe.eval.source or recipe.source, "held_out", recipe.run.seed)
     num = min(recipe.eval.num_loss_examples, len(held_out))
     items = [demonstration(held_out, tokenizer, i, 0, i) for i in range(num)]
     options = recipe.objective.options | {"loss_normalization": "token"}
     rated = {f"loss_at_{rate:g}": {"min_rate": rate, "max_rate": rate} for rate in rates_measured(recipe)}
-    losses = {}
-    for name, rates in (rated or {"loss": {}}).items():
-        plugin = Plugin(name=recipe.objective.name, options=options | rates)
-        objective = make_sft_objective(plugin, trainer.model, recipe.run.seed)
-        losses[name] = (objective.rows(items), sft_loss(trainer, objective))
+    if rated:
+        options["has_complements"] = False  # a complement has another rate
+
+    @functools.cache
+    def losses(block_size: int) -> dict[str, tuple[list[TrainRow], LossFn]]:
+        """Rows and loss by name, for the model's blocks as they are now."""
+        found = {}
+        for name, rates in (rated or {"loss": {}}).items():
+            plugin = Plugin(name=recipe.objective.name, options=options | rates)
+            objective = make_sft_objective(plugin, trainer.model, recipe.run.seed)
+            found[name] = (objective.rows(items), sft_loss(trainer, objective))
+        return found
 
     def measure() -> dict[str, float]:
-        found = {name: trainer.measure(rows, loss) for name, (rows, loss) in losses.items()}
+        found = {name: trainer.measure(*of) for name, of in losses(trainer.model.spec.block_size).items()}
         return {"loss": sum(found.values()) / len(found)} | found
 
+    losses(trainer.model.spec.block_size)
     return measure
