@@ -38,6 +38,8 @@ def test_another_part_does_not_inherit_options(tmp_path) -> None:
     base = BASE + "options = { size = 5 }\n"
     r = recipe(tmp_path, base, overrides=["source.name=jsonl", "source.options.path=x"])
     assert (r.source.name, r.source.options) == ("jsonl", {"path": "x"})
+    r = recipe(tmp_path, base, overrides=["source.options.path=x", "source.name=jsonl"])  # in whatever order they are said
+    assert (r.source.name, r.source.options) == ("jsonl", {"path": "x"})
     assert recipe(tmp_path, base, overrides=["source.name=chained_arithmetic"]).source.options == {"size": 5}
 
 

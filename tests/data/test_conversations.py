@@ -62,6 +62,15 @@ def test_thoughts_in_a_field_of_their_own_stand_before_the_answer(tmp_path) -> N
     assert source(tmp_path, none)[0].response == "so 7"
 
 
+def test_fields_without_a_value_are_none(tmp_path) -> None:
+    """In a table every row has the fields of all others."""
+    empty = {"name": None, "tool_calls": None, "reasoning_content": None}
+    chat = {"messages": [turn | empty for turn in turns("a", "b")], "prompt": None, "response": None}
+    plain = {"messages": None, "question": None, "prompt": "a", "response": "b"}
+    found = source(tmp_path, chat, plain)
+    assert [(found[i].messages[0].content, found[i].response) for i in range(len(found))] == [("a", "b")] * 2
+
+
 def test_the_published_layout_with_an_order(tmp_path) -> None:
     found = source(tmp_path, {"prompt": "2+2?", "response": "4", "step_map": [0, 1]})[0]
     assert (found.messages[0].content, found.response, found.step_map) == ("2+2?", "4", (0, 1))
@@ -75,6 +84,11 @@ def test_the_published_layout_with_an_order(tmp_path) -> None:
         ({"messages": turns("b", first="assistant")}, "d.jsonl:1: messages begin with the assistant's turn"),
         ({"prompt": "a", "response": "b", "step_map": "01"}, "d.jsonl:1: step_map"),
         ({"prompt": "a", "response": "b", "step_map": [0.5]}, "d.jsonl:1: step_map.0"),
+        (
+            {"messages": [*turns("a"), {"role": "assistant", "content": None, "reasoning_content": "so"}]},
+            "d.jsonl:1: messages.1.content: Input should be a valid string, found None",
+        ),
+        ({"messages": [{"role": "user", "content": "a", "name": "x"}]}, "d.jsonl:1: unknown key 'messages.0.name'"),
         ({"prompt": 7}, "d.jsonl:1: needs the text field 'question' (or messages); found prompt"),
     ],
 )

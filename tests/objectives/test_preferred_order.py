@@ -131,6 +131,9 @@ def test_empty_and_cut_answers() -> None:
     empty, cut = orders(MODELS["sdar"], [([3, 4], []), ([3], [5, 6])], OrderParams())
     assert (empty.num_response_tokens, empty.num_forwards, empty.finish_reason) == (0, 0, "length")
     assert (cut.num_response_tokens, cut.finish_reason) == (2, "length")
+    # A chat template may end turns with a token that the model's config does not list.
+    (ended,) = orders(MODELS["sdar"], [([3], [5, 6])], OrderParams(stop_token_ids=(1, 6)))
+    assert ended.finish_reason == "stop"
 
 
 @pytest.mark.parametrize("family", MODELS)

@@ -62,8 +62,9 @@ def records_of(folder) -> list[dict]:
 
 @pytest.mark.parametrize(("name", "rates"), [("semi_ar", (0.25, 0.75)), ("random_masking", (0.5,)), ("ar", ())])
 def test_the_held_out_loss_is_that_of_the_model(name, rates, tmp_path) -> None:
-    """At every rate; computed again from the checkpoint, row by row."""
-    words = [*WORDS, f"objective.name={name}", f"eval.loss_rates={list(rates) or [0.5]}", f"run.dir={tmp_path / 'run'}"]
+    """At every rate, and without complements, which have another one; computed again from the checkpoint, row by row."""
+    more = ["objective.options.has_complements=true"] if rates else []
+    words = [*WORDS, f"objective.name={name}", *more, f"eval.loss_rates={list(rates) or [0.5]}", f"run.dir={tmp_path / 'run'}"]
     result = unmask("sft", write_recipe(tmp_path, "sft", SFT), *words)
     assert result.returncode == 0, result.stderr
     *_, last = records_of(tmp_path / "run")

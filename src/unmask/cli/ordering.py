@@ -42,8 +42,10 @@ def run_traces(
     tokenizer = ChatTokenizer.load(folder)
     items = [demonstration(source, tokenizer, i, 0) for i in range(len(source))]
     examples = [source[i] for i in range(len(source))]
-    order = OrderParams(tokens_per_step, confidence_threshold, block_size)
     model = load_model(folder, device=target, dtype=pick_precision(dtype, target))
+    # A config may not list the token with which the chat template ends a turn.
+    stops = tuple(sorted({*model.spec.eos_token_ids, tokenizer.turn_end_id}))
+    order = OrderParams(tokens_per_step, confidence_threshold, block_size, stops)
     label = f"{folder.name}@{fingerprint(folder)}"
     ids = [(example.id, 0) for example in examples]
 

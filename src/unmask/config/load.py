@@ -29,7 +29,7 @@ def load_recipe(
     origin: dict[str, str] = {}
     for file in files:
         _merge(merged, read_toml(file), origin, str(file))
-    for word in overrides:
+    for word in (*overrides, *overrides):  # twice: a part's options may stand before its name
         _merge(merged, _parse_word(word), origin, f"{word!r}")
     return check(kind, merged, origin)
 

@@ -80,10 +80,11 @@ class JsonlSource(RowSource):
             "tests": read_tests(row, where),
             "step_map": check(Example, {"id": "", "messages": [_NO_TURN], "step_map": row.get("step_map")}, where).step_map,
         }
-        if "messages" in row:
-            turns = check(Example, {"id": "", "messages": _with_thoughts(row["messages"])}, where).messages
+        if row.get("messages") is not None:
+            turns = check(Example, {"id": "", "messages": _plain_turns(row["messages"])}, where).messages
             return Problem(where, "\n".join(turn.content for turn in turns), messages=turns, **fields)
-        key = "prompt" if o.question_key == "question" and "question" not in row and "prompt" in row else o.question_key
+        is_prompt = o.question_key == "question" and row.get("question") is None and "prompt" in row
+        key = "prompt" if is_prompt else o.question_key
         if not isinstance(row.get(key), str):
             raise UnmaskError(f"{where}: needs the text field {o.question_key!r} (or messages); found {', '.join(row)}")
         return Problem(where, row[key], **fields)
@@ -92,18 +93,21 @@ class JsonlSource(RowSource):
 _NO_TURN = {"role": "user", "content": ""}
 
 
-def _with_thoughts(turns: Any) -> Any:
-    """Turns whose thoughts are in a field of their own have them before the answer, as models write them."""
+def _plain_turns(turns: Any) -> Any:
+    """Turns of role and content: thoughts in a field of their own are put before the answer, as models write them; a field
+    without a value (of a table, where other rows have one) is none."""
     if not isinstance(turns, list):
         return turns
-    joined = []
+    plain = []
     for turn in turns:
-        if isinstance(turn, dict) and isinstance(thoughts := turn.get("reasoning_content"), str | None) and "content" in turn:
-            turn = {name: value for name, value in turn.items() if name != "reasoning_content"}
-            if thoughts:
-                turn["content"] = f"<think>\n{thoughts.strip()}\n</think>\n\n{turn['content']}"
-        joined.append(turn)
-    return joined
+        if isinstance(turn, dict):
+            turn = {name: value for name, value in turn.items() if value is not None or name in ("role", "content")}
+            if isinstance(thoughts := turn.get("reasoning_content"), str):
+                del turn["reasoning_content"]
+                if thoughts and isinstance(turn.get("content"), str):  # else that is what is wrong with it
+                    turn["content"] = f"<think>\n{thoughts.strip()}\n</think>\n\n{turn['content']}"
+        plain.append(turn)
+    return plain
 
 
 def to_row(example: Example) -> dict[str, Any]:

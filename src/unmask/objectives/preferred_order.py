@@ -14,12 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from unmask.attention import AttentionBackend
 from unmask.diffusion.remasking import StepScores, get_strategy
+from unmask.diffusion.sequence import stop_ids_of
 from unmask.models import Decoder, ModelSpec
 from unmask.objectives.masked_sft import WINDOW
 from unmask.objectives.rows import TrainRow, collate, pack_rows, score_targets
@@ -37,21 +39,24 @@ class OrderParams:
     confidence_threshold: instead, all whose probability is larger (full attention: at least as large), if these are at least
         so many; None = none of that.
     block_size: tokens that are chosen among together; None = the model's blocks, with full attention windows of 32.
+    stop_token_ids: an answer that ends with one of them is whole; None = the model's end tokens.
     """
 
     tokens_per_step: int = 1
     confidence_threshold: float | None = None
     block_size: int | None = None
+    stop_token_ids: tuple[int, ...] | None = None
 
     def sampling(self, spec: ModelSpec) -> SamplingParams:
         """The settings of the traces: those of a decode that would choose by the same rule."""
         size = self.block_size or (spec.block_size if spec.attention == "block_causal" else WINDOW)
-        threshold, num_steps = self.confidence_threshold, -(-size // self.tokens_per_step)
-        if threshold is None:
-            return SamplingParams(
-                block_size=size, denoising_steps_per_block=num_steps, remasking_strategy="low_confidence_static"
-            )
-        return SamplingParams(block_size=size, denoising_steps_per_block=num_steps, confidence_threshold=threshold)
+        choice: dict[str, Any] = {"confidence_threshold": self.confidence_threshold}
+        if self.confidence_threshold is None:
+            choice = {"remasking_strategy": "low_confidence_static"}
+        num_steps = -(-size // self.tokens_per_step)
+        return SamplingParams(
+            block_size=size, denoising_steps_per_block=num_steps, stop_token_ids=self.stop_token_ids, **choice
+        )
 
 
 class _Answer:
@@ -109,8 +114,8 @@ class _Answer:
         first, num = len(self.prompt_ids), len(self.response_ids)
         logprobs = self.logprob_S[first:].tolist()
         is_known = step_S[first:] >= 0
-        has_end = bool(num) and self.response_ids[-1] in spec.eos_token_ids
         settings = params.model_dump(mode="json") | {"max_new_tokens": max(1, len(self.token_ids_S) - first)}
+        has_end = bool(num) and self.response_ids[-1] in stop_ids_of(settings, spec)
         assert params.block_size is not None
         return Trace(
             self.prompt_ids, self.token_ids_S[first:].tolist(), step_S[first:].tolist(), logprobs,
