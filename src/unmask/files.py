@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import ctypes
 import errno
+import hashlib
 import json
 import os
 import secrets
@@ -163,6 +164,12 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes, hexadecimal. Raises `OSError`."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -128,7 +128,7 @@ def test_answers_are_scored_while_others_are_decoded(trained, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["traces", "--input", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["traces", "--input", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
         (["traces", "--input", "questions.jsonl"], "has no response; supervised fine-tuning needs demonstrations"),
         (["traces", "--input", "questions.jsonl", "limits=3"], "unknown key 'limits'"),
         (["traces", "--input", "chained_arithmetic", "--split", "test"], "test"),

@@ -71,6 +71,26 @@ def test_fields_without_a_value_are_none(tmp_path) -> None:
     assert [(found[i].messages[0].content, found[i].response) for i in range(len(found))] == [("a", "b")] * 2
 
 
+def test_parts_of_text_are_joined(tmp_path) -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    found = source(tmp_path, {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "c"}]})[0]
+    assert (found.messages[0].content, found.response) == ("ab", "c")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"messages": [{"role": "user", "content": "a"}, {"role": "gpt", "content": "b"}]}, "d.jsonl:1: messages.1.role: "),
+        ({"messages": turns("a", "b"), "response": "c"}, "d.jsonl:1: messages end with the assistant's turn, and there is a"),
+        ({"messages": [{"role": "user", "content": [{"type": "image", "url": "x"}]}]}, "d.jsonl:1: messages.0.content: "),
+    ],
+)
+def test_turns_that_mean_nothing_are_refused(row, message, tmp_path) -> None:
+    with pytest.raises(UnmaskError) as error:
+        source(tmp_path, row)
+    assert message in str(error.value)
+
+
 def test_the_published_layout_with_an_order(tmp_path) -> None:
     found = source(tmp_path, {"prompt": "2+2?", "response": "4", "step_map": [0, 1]})[0]
     assert (found.messages[0].content, found.response, found.step_map) == ("2+2?", "4", (0, 1))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.conftest import make_model
+from tests.engine.plain import full_attention_model
 from tests.recipes import SFT, unmask, write_recipe
 from unmask.attention import DenseAttention
 from unmask.config import Plugin
@@ -187,6 +188,53 @@ def test_a_given_order_is_trained_as_if_it_had_been_decoded() -> None:
     with pytest.raises(UnmaskError, match="step_map has 3 steps, but the response 4 tokens in this tokenizer"):
         fit_steps([0, 1, 2], [1, 2, 3, 4, 5], "x")
     assert fit_steps([0, 2, 1], [1, 2, 3, 4], "x") == [0, 2, 1, 3]
+
+
+def test_with_full_attention_a_given_order_does_not_show_where_the_response_ends() -> None:
+    """Its last window is filled up with masks, which are no targets; as the traces of `unmask traces` are."""
+    spec = full_attention_model("llada").spec
+    made = SFT_OBJECTIVES["trace"]
+    item = Demonstration(0, 0, [7, 8], [11, 12, 13, 14, 15], step_map=[1, 0, 2, 3, 3])
+    rows = made(made.Options(block_size=4), spec, 0).rows([item])
+    mask = spec.mask_token_id
+    assert [row.input_ids.tolist() for row in rows] == [
+        [7, 8, *[mask] * 8], [7, 8, mask, 12, *[mask] * 6], [7, 8, 11, 12, *[mask] * 6], [7, 8, 11, 12, 13, *[mask] * 5],
+    ]  # fmt: skip
+    assert [row.target_ids.tolist() for row in rows] == [[12], [11], [13], [14, 15]]
+    assert len(made(made.Options(), spec, 0).rows([item])[0].input_ids) == 2 + 32
+
+
+def test_other_data_than_it_began_with_ends_a_resumption(tmp_path) -> None:
+    first = tmp_path / "first"
+    assert unmask("sft", write_recipe(tmp_path, "sft", SFT), "train.max_steps=1", f"run.dir={first}").returncode == 0
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"question": "1+2=?", "response": "12"}) + "\n")
+    text = SFT.replace('preset = "sdar/tiny"', f'path = "{first}"').replace("every_steps = 3", "every_steps = 0")
+    words = [f"source={{name='jsonl', options={{path='{rows}'}}}}", f"run.dir={tmp_path / 'run'}"]
+    recipe = write_recipe(tmp_path, "rows", text)
+    assert unmask("sft", recipe, *words, "train.max_steps=2").returncode == 0
+    assert unmask("sft", recipe, *words, "train.max_steps=3", "--resume").returncode == 0
+    rows.write_text(json.dumps({"question": "1+2=?", "response": "13"}) + "\n")
+    result = unmask("sft", recipe, *words, "train.max_steps=4", "--resume")
+    assert (result.returncode, "the training data (source.options) has changed" in result.stderr) == (2, True), result.stderr
+    long = unmask("sft", recipe, *words[:1], f"run.dir={tmp_path / 'long'}", "train.max_length=3")
+    assert (long.returncode, (tmp_path / "long").exists()) == (2, False)
+    assert "all 1 examples are longer than train.max_length 3" in long.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train.max_length=3", "eval.num_examples=0"], "all 16 held-out examples are longer than train.max_length 3"),
+        (["eval.loss_rates=[0.000001]"], "eval.num_loss_examples: nothing of 16 examples is masked for loss_at_1e-06"),
+        (["stop.metric=", "stop.at_least=0.5"], "set stop.metric"),
+        (["lora.dropout=0.5"], "set lora.rank"),
+    ],
+)
+def test_what_could_not_be_measured_is_found_before_the_run(words, message, tmp_path) -> None:
+    result = unmask("sft", write_recipe(tmp_path, "sft", SFT), *WORDS, *words, f"run.dir={tmp_path / 'run'}")
+    assert (result.returncode, result.stderr.count("\n"), (tmp_path / "run").exists()) == (2, 1, False), result.stderr
+    assert message in result.stderr
 
 
 def test_held_out_losses_are_at_their_rate_and_in_the_blocks_of_the_stage(tmp_path, monkeypatch) -> None:

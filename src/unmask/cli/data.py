@@ -96,7 +96,7 @@ def find_source(name: str, settings: list[str]) -> tuple[Plugin, int]:
     recipe: dict[str, Any] = {"source": {"name": name}}
     if name not in SOURCES and name.endswith(".toml"):
         recipe = read_toml(Path(name))
-    elif name not in SOURCES and Path(name).exists():
+    elif name not in SOURCES and (Path(name).exists() or Path(name).suffix in (".json", ".jsonl", ".parquet")):
         recipe = {"source": {"name": "jsonl", "options": {"path": name}}}
     source, run = recipe.get("source"), recipe.get("run", {})
     if not isinstance(source, dict) or not isinstance(source.get("name"), str):

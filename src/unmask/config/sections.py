@@ -150,6 +150,8 @@ class StopConfig(Section):
     def _knows_when(self) -> StopConfig:
         if self.metric and self.at_least is None and not self.patience:
             raise ValueError(f"stop.metric is {self.metric}, but neither stop.at_least nor stop.patience says when to stop")
+        if not self.metric and (self.at_least is not None or self.patience or self.min_steps):
+            raise ValueError("stop says when to stop, but not which metric decides; set stop.metric")
         return self
 
 
@@ -283,4 +285,6 @@ class LoraConfig(Section):
             raise ValueError("lora.base_bits 4 needs adapters: four bits cannot be trained; set lora.rank")
         if self.use_dora and not self.rank:
             raise ValueError("lora.use_dora is about adapters, and there are none; set lora.rank")
+        if self.dropout and not self.rank:
+            raise ValueError("lora.dropout is about adapters, and there are none; set lora.rank")
         return self

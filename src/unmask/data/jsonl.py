@@ -54,8 +54,12 @@ class JsonlSource(RowSource):
         """A conversation that ends with the assistant's turn is a problem for each of these turns, given what stands before."""
         problem = self.parse(row, where)
         turns = problem.messages
-        if not turns or turns[-1].role != "assistant" or problem.response is not None:
+        if not turns or turns[-1].role != "assistant":
             return [problem]
+        if problem.response is not None:
+            raise UnmaskError(
+                f"{where}: messages end with the assistant's turn, and there is a {self.options.response_key}, too"
+            )
         places = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
         if places[0] == 0:
             raise UnmaskError(f"{where}: messages begin with the assistant's turn; it has nothing to answer")
@@ -94,20 +98,26 @@ _NO_TURN = {"role": "user", "content": ""}
 
 
 def _plain_turns(turns: Any) -> Any:
-    """Turns of role and content: thoughts in a field of their own are put before the answer, as models write them; a field
-    without a value (of a table, where other rows have one) is none."""
+    """Turns of role and content: thoughts in a field of their own are put before the answer, as models write them; parts
+    that are text are joined; a field without a value (of a table, where other rows have one) is none."""
     if not isinstance(turns, list):
         return turns
     plain = []
     for turn in turns:
         if isinstance(turn, dict):
             turn = {name: value for name, value in turn.items() if value is not None or name in ("role", "content")}
+            if isinstance(parts := turn.get("content"), list) and all(map(_is_text_part, parts)):
+                turn["content"] = "".join(part["text"] for part in parts)
             if isinstance(thoughts := turn.get("reasoning_content"), str):
                 del turn["reasoning_content"]
                 if thoughts and isinstance(turn.get("content"), str):  # else that is what is wrong with it
                     turn["content"] = f"<think>\n{thoughts.strip()}\n</think>\n\n{turn['content']}"
         plain.append(turn)
     return plain
+
+
+def _is_text_part(part: Any) -> bool:
+    return isinstance(part, dict) and part.keys() == {"type", "text"} and isinstance(part["text"], str)
 
 
 def to_row(example: Example) -> dict[str, Any]:

@@ -62,14 +62,15 @@ class RowSource:
         self._shots: list[Problem] | None = None  # candidates, once they are known
         self._index: RowIndex | None = None
         self._examples: list[Example] = []
+        files, is_mine = self._plan(split)
+        self.files = [file.path for file in files]
         if options.keeps_on_disk:
-            files, is_mine = self._plan(split)
             parse = partial(self._problems, is_only=len(files) == 1)
             self._index = RowIndex(files, parse, is_mine, self._example, self._note, purpose, options.limit)
             self._shots = self._find_shots(None)
             self._index.finish(self._shots, options.num_shots, self._example, self._note)
         else:
-            problems = self._with_ids(self._read(*self._plan(split)))
+            problems = self._with_ids(self._read(files, is_mine))
             self._shots = self._find_shots(problems if split == "train" else None)
             if purpose:
                 problems.sort(key=lambda p: (question_digest(p.question, purpose), p.id))

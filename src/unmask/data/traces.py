@@ -40,6 +40,7 @@ class TraceSource:
         path = options.path if split == "train" else options.held_out_path
         if not path:
             raise NoRowsError("source.options.held_out_path is missing; evaluation needs it")
+        self.files = [Path(path)]
         records = [(where, TraceRecord.from_dict(row, where)) for where, row in read_jsonl(Path(path))]
         limit, num_of = options.max_per_prompt or len(records), Counter[str]()
         self._where, kept = [], []

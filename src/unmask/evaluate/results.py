@@ -19,7 +19,7 @@ import torch
 from unmask.data.digests import hash_examples
 from unmask.errors import UnmaskError
 from unmask.evaluate.statistics import estimate_share, pass_at
-from unmask.files import read_json
+from unmask.files import read_json, sha256
 from unmask.models.hub import resolve_folder
 from unmask.models.lora import base_of, is_adapter
 from unmask.train.folder import versions
@@ -124,8 +124,7 @@ def hash_folder(folder: Path) -> str:
         digest.update(hash_folder(resolve_folder(base_of(folder))).encode())
     kept = (".safetensors", ".json", ".jinja", ".txt")
     for file in sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in kept):
-        with open(file, "rb") as stream:
-            digest.update(f"{file.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+        digest.update(f"{file.name}\0{sha256(file)}\n".encode())
     return digest.hexdigest()
 
 

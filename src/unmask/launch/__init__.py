@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -14,7 +12,7 @@ import torch
 
 from unmask.attention import get_backend
 from unmask.config import Plugin, RlRecipe, RunConfig, SftRecipe, fill_plugins
-from unmask.config.sections import ModelConfig
+from unmask.config.sections import ModelConfig, SftTrainConfig
 from unmask.data.chat import ChatTokenizer
 from unmask.data.row_source import RowSource
 from unmask.data.sources import SOURCES, Source, open_source
@@ -22,12 +20,12 @@ from unmask.data.traces import TraceSource
 from unmask.diffusion.remasking import get_strategy
 from unmask.engine import Engine
 from unmask.errors import UnmaskError
-from unmask.files import new_folder, read_json, write_text
 from unmask.launch.machine import find_model_folder, pick_device, pick_precision, use_machine
 from unmask.launch.measures import joined, make_evaluator, make_loss_meter, measured_metrics
+from unmask.launch.origins import adapter_base, keep_beginning, pin_data, pin_folders
 from unmask.launch.parts import add_adapters, limits_beside_training, make_critic, make_reference, make_sft_stages, make_trainer
 from unmask.models import Decoder, find_family, preset_config
-from unmask.models.checkpoint import load_model, new_model, save_model
+from unmask.models.checkpoint import load_model, new_model
 from unmask.models.hub import resolve_folder
 from unmask.objectives import RL_OBJECTIVES, SFT_OBJECTIVES
 from unmask.objectives.advantages import get_advantage
@@ -37,13 +35,10 @@ from unmask.rl.loop import train_rl
 from unmask.rl.scoring import RewardPool
 from unmask.rl.stages import make_stages
 from unmask.train.checkpoint import seed_rng
-from unmask.train.demonstrations import demonstration
+from unmask.train.demonstrations import Lengths, demonstration
 from unmask.train.run import Outcome, Run
 from unmask.train.sft import train_sft
 from unmask.train.sinks import check_packages
-
-ORIGINS = "origins.json"  # in a run folder: the folders that the models' paths meant when it began
-BASE = "base"  # in a run folder: the preset's model that adapters are trained for
 
 
 def resolve(recipe: SftRecipe | RlRecipe) -> SftRecipe | RlRecipe:
@@ -62,25 +57,6 @@ def resolve(recipe: SftRecipe | RlRecipe) -> SftRecipe | RlRecipe:
         if metric and metric not in known:
             raise UnmaskError(f"{key} {metric!r} is not measured; known: {', '.join(known)}")
     return recipe
-
-
-def pin_folders(recipe: SftRecipe | RlRecipe, folder: Path, resume: bool) -> tuple[SftRecipe | RlRecipe, dict[str, str]]:
-    """The recipe with the folders that its models' paths mean now, and these folders by section. A resumed run keeps those
-    that it began with: the newest checkpoint of a run, or a branch on the hub, may be another one by then.
-    """
-    file = folder / ORIGINS
-    origins: dict[str, str] = read_json(file) if resume and file.is_file() else {}
-    pinned = {}
-    for name in ("model", "value", "reference"):
-        section = getattr(recipe, name, None)
-        if section is None or not section.path:
-            continue
-        if name not in origins:
-            origins[name] = str(find_model_folder(section.path, getattr(section, "revision", "")).resolve())
-        elif not Path(origins[name]).is_dir():
-            raise UnmaskError(f"{file}: {name} was {origins[name]}, which is gone; put it back, or name a copy of it there")
-        pinned[name] = section.model_copy(update={"path": origins[name], **({"revision": ""} if name == "model" else {})})
-    return recipe.model_copy(update=pinned), origins
 
 
 def open_model(config: ModelConfig, source: Plugin, run: RunConfig, scratch: Path) -> tuple[Decoder, ChatTokenizer, Path]:
@@ -123,6 +99,7 @@ def start(recipe: SftRecipe | RlRecipe, *, resume: bool = False, title: str = ""
         pinned, origins = pin_folders(recipe, folder, resume)
         model, tokenizer, tokenizer_from = open_model(pinned.model, recipe.source, recipe.run, Path(scratch))
         source = open_source(recipe.source, "train", seed)
+        pin_data(source, origins, folder)
         steps = recipe.train.max_steps
         if isinstance(recipe, RlRecipe):
             steps -= recipe.value.warmup_steps if recipe.value.enabled else 0
@@ -143,6 +120,7 @@ def start(recipe: SftRecipe | RlRecipe, *, resume: bool = False, title: str = ""
                 source.check_model(model.spec, recipe.objective.options.get("block_size"))
             sft_stages = make_sft_stages(recipe, model)
             check_demonstrations(source, tokenizer, needs_order=recipe.objective.name == "trace")
+            check_lengths(source, tokenizer, recipe.train)
             sft_stages[0][1].rows([demonstration(source, tokenizer, 0, 0)])
             if recipe.eval.every_steps:
                 if recipe.eval.num_examples:
@@ -166,26 +144,6 @@ def start(recipe: SftRecipe | RlRecipe, *, resume: bool = False, title: str = ""
         return train_rl(recipe, run, engine, source, tokenizer, stages, rewards, critic, reference)
 
 
-def adapter_base(recipe: SftRecipe | RlRecipe, pinned: SftRecipe | RlRecipe, model: Decoder, scratch: Path) -> str:
-    """Where checkpoints with adapters say that their model is; a preset's is written, to be kept in the run folder."""
-    if not recipe.lora.rank:
-        return ""
-    if recipe.model.path:
-        is_local = Path(recipe.model.path).exists() or recipe.model.revision
-        return pinned.model.path if is_local else recipe.model.path
-    save_model(model, scratch / BASE, tokenizer_from=scratch)
-    return f"../../{BASE}"
-
-
-def keep_beginning(folder: Path, origins: dict[str, str], scratch: Path, resume: bool) -> None:
-    """What the run has to find again when it goes on: the folders of its models, the model of its adapters. What a run that
-    ended before its first step left there is replaced."""
-    write_text(folder / ORIGINS, json.dumps(origins, indent=2) + "\n")
-    if (scratch / BASE).exists() and not (resume and (folder / BASE).exists()):
-        with new_folder(folder / BASE) as temporary:
-            shutil.copytree(scratch / BASE, temporary, dirs_exist_ok=True)
-
-
 def indices_to_check(source: Source) -> Sequence[int]:
     """Which examples are looked at before a run begins: all of a file (of rows on disk, one of each kind), some where they are
     made up as they are asked for."""
@@ -206,6 +164,16 @@ def check_demonstrations(source: Source, tokenizer: ChatTokenizer, needs_order: 
             raise UnmaskError(f"example {example.id}: has no trace; {NEEDS_TRACES}")
         if example.step_map is not None:
             demonstration(source, tokenizer, index, 0)  # whether it has a step for every token
+
+
+def check_lengths(source: Source, tokenizer: ChatTokenizer, config: SftTrainConfig) -> None:
+    """Raises `UnmaskError` where no example of those that are looked at, which are all, is short enough to be trained on."""
+    indices = indices_to_check(source)
+    if config.max_length is None or config.when_longer == "stop" or len(indices) < len(source):
+        return
+    lengths = Lengths(config, source, say=lambda text: None)
+    if not any(lengths.fit([demonstration(source, tokenizer, index, 0)])[0] for index in indices):
+        raise UnmaskError(f"all {len(source)} examples are longer than train.max_length {config.max_length}")
 
 
 __all__ = ["find_model_folder", "open_model", "pick_device", "pick_precision", "resolve", "start", "use_machine"]

@@ -9,12 +9,13 @@ from unmask.config import Plugin, RlRecipe, SftRecipe
 from unmask.data.chat import ChatTokenizer
 from unmask.data.sources import open_source
 from unmask.engine import Engine
+from unmask.errors import UnmaskError
 from unmask.evaluate import METRICS, evaluate, take_examples
 from unmask.models import Decoder
 from unmask.objectives import SFT_OBJECTIVES, make_sft_objective
 from unmask.objectives.rows import TrainRow
 from unmask.rl.scoring import RewardPool
-from unmask.train.demonstrations import demonstration
+from unmask.train.demonstrations import Lengths, demonstration
 from unmask.train.sft import sft_loss
 from unmask.train.trainer import LossFn, Trainer
 
@@ -68,6 +69,9 @@ def make_loss_meter(recipe: SftRecipe, trainer: Trainer[Decoder], tokenizer: Cha
     held_out = open_source(recipe.eval.source or recipe.source, "held_out", recipe.run.seed)
     num = min(recipe.eval.num_loss_examples, len(held_out))
     items = [demonstration(held_out, tokenizer, i, 0, i) for i in range(num)]
+    items, _ = Lengths(recipe.train, held_out, say=lambda text: None).fit(items)
+    if not items:
+        raise UnmaskError(f"all {num} held-out examples are longer than train.max_length {recipe.train.max_length}")
     options = recipe.objective.options | {"loss_normalization": "token"}
     rated = {
         f"loss_at_{rate:g}": {"min_rate": rate, "max_rate": rate, "has_complements": False}  # complements have another rate
@@ -81,7 +85,11 @@ def make_loss_meter(recipe: SftRecipe, trainer: Trainer[Decoder], tokenizer: Cha
         for name, rates in (rated or {"loss": {}}).items():
             plugin = Plugin(name=recipe.objective.name, options=options | rates)
             objective = make_sft_objective(plugin, trainer.model, recipe.run.seed)
-            made[name] = (objective.rows(items), sft_loss(trainer, objective))
+            if not (rows := objective.rows(items)):
+                raise UnmaskError(
+                    f"eval.num_loss_examples: nothing of {len(items)} examples is masked for {name}; measure more"
+                )
+            made[name] = (rows, sft_loss(trainer, objective))
         return made
 
     losses(trainer.model.spec.block_size)  # mistakes are found before the run

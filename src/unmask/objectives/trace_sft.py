@@ -12,6 +12,7 @@ from unmask.errors import UnmaskError
 from unmask.models import ModelSpec
 from unmask.objectives.cross_entropy import SftOptions, cross_entropy
 from unmask.objectives.fused_head import TargetStats
+from unmask.objectives.masked_sft import WINDOW
 from unmask.objectives.rows import RowBatch, TrainRow, set_weights
 from unmask.objectives.trace_views import trace_rows
 from unmask.objectives.views import Grid
@@ -28,7 +29,10 @@ class TraceSft:
         loss_normalization: Literal["token", "sequence", "constant", "trace_step"] = Field(  # type: ignore[assignment]
             "token", description="how tokens are averaged; trace_step = first those of a step, then the steps' sums"
         )
-        block_size: int | None = Field(None, ge=1, description="block models: None = the one the trace was decoded with")
+        block_size: int | None = Field(
+            None, ge=1, description="block models: None = the one the trace was decoded with; full attention: a response with "
+            f"`step_map` is filled up to a multiple of it, None = {WINDOW}",
+        )  # fmt: skip
         trace_shrink: int = Field(1, ge=1, description="merge this many neighbouring steps")
 
     def __init__(self, options: Options, spec: ModelSpec, seed: int):
@@ -45,14 +49,16 @@ class TraceSft:
         return [row for rows in rows_of for row in rows]
 
     def _given_order(self, item: Demonstration) -> Trace:
-        """As if it had been decoded in the order that its row gives. What fills up the last block was never unmasked."""
+        """As if it had been decoded in the order that its row gives. What fills up the last block (with full attention the last
+        window) was never unmasked."""
         if item.step_map is None:
             raise UnmaskError(f"example {item.name}: has no trace; {NEEDS_TRACES}")
         num = len(item.response_ids)
-        size = self.options.block_size or self.spec.block_size if self.spec.attention == "block_causal" else 1
-        num_pads = -(len(item.prompt_ids) + num) % size
-        canvas = [*item.response_ids, *[self.spec.pad_token_id] * num_pads]
-        steps, zeros = [*item.step_map, *[-1] * num_pads], [0.0] * len(canvas)
+        is_block = self.spec.attention == "block_causal"
+        size = self.options.block_size or (self.spec.block_size if is_block else WINDOW)
+        num_more = -((len(item.prompt_ids) if is_block else 0) + num) % size
+        canvas = [*item.response_ids, *[self.spec.mask_token_id] * num_more]
+        steps, zeros = [*item.step_map, *[-1] * num_more], [0.0] * len(canvas)
         return Trace(item.prompt_ids, canvas, steps, zeros, zeros, num, size, 0, "stop")
 
     def loss(self, stats: TargetStats, batch: RowBatch) -> tuple[Tensor, dict[str, Tensor]]:

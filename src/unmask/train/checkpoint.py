@@ -12,7 +12,6 @@ A checkpoint is written to a temporary folder and renamed: it is whole or absent
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import shutil
@@ -24,7 +23,7 @@ import numpy as np
 import torch
 
 from unmask.errors import UnmaskError
-from unmask.files import new_folder, read_json
+from unmask.files import new_folder, read_json, sha256
 from unmask.models.checkpoint import load_weights, write_adapters, write_weights
 from unmask.models.decoder import Backbone
 from unmask.models.hub import carry_files
@@ -76,7 +75,7 @@ def save_checkpoint(
         carry_files(tokenizer_from, temporary)
         torch.save({**state, "rng": rng_state()}, temporary / "trainer_state.pt")
         files = {
-            file.relative_to(temporary).as_posix(): {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+            file.relative_to(temporary).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256(file)}
             for file in temporary.rglob("*")
             if file.is_file()
         }
@@ -122,7 +121,7 @@ def find_damage(path: Path) -> str | None:
                 return f"{name} is missing"
             if file.stat().st_size != facts["bytes"]:
                 return f"{name} has {file.stat().st_size} bytes, the manifest says {facts['bytes']}"
-            if _sha256(file) != facts["sha256"]:
+            if sha256(file) != facts["sha256"]:
                 return f"the checksum of {name} does not match"
     except (UnmaskError, KeyError, TypeError, AttributeError) as error:
         return f"its manifest is damaged ({error})"
@@ -136,8 +135,3 @@ def load_checkpoint(path: Path, models: Mapping[str, Backbone]) -> dict[str, Any
     state = torch.load(path / "trainer_state.pt", map_location="cpu", weights_only=True)
     set_rng_state(state.pop("rng"))
     return state
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
