@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ import typer
 
 from unmask.cli.checkpoint_app import Checkpoint, Revision, checkpoint_app
 from unmask.cli.data_app import data_app
+from unmask.cli.several import is_rank, leave_report
 from unmask.errors import UnmaskError
 
 # Typer carries its own copy of click in newer versions; the base class of its errors is found through one of them.
@@ -30,6 +32,9 @@ Words = Annotated[
 ]
 Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings; later ones win")]
 Resume = Annotated[bool, typer.Option("--resume", help="continue the run in run.dir exactly where its checkpoint stood")]
+Processes = Annotated[
+    int, typer.Option("--nproc", min=1, max=1024, help="processes that train together, one for each device of this machine")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="print the resolved recipe and stop")]
 
 
@@ -59,19 +64,19 @@ def quickstart(
 
 
 @app.command()
-def sft(words: Words, resume: Resume = False, dry_run: DryRun = False) -> None:
+def sft(words: Words, resume: Resume = False, dry_run: DryRun = False, num_processes: Processes = 1) -> None:
     """Supervised fine-tuning."""
     from unmask.cli.training import train
 
-    raise typer.Exit(train("sft", words, resume, dry_run))
+    raise typer.Exit(train("sft", words, resume, dry_run, num_processes))
 
 
 @app.command()
-def rl(words: Words, resume: Resume = False, dry_run: DryRun = False) -> None:
+def rl(words: Words, resume: Resume = False, dry_run: DryRun = False, num_processes: Processes = 1) -> None:
     """Reinforcement learning on the trace (TraceRL)."""
     from unmask.cli.training import train
 
-    raise typer.Exit(train("rl", words, resume, dry_run))
+    raise typer.Exit(train("rl", words, resume, dry_run, num_processes))
 
 
 @app.command("eval")
@@ -280,11 +285,20 @@ def main(arguments: list[str] | None = None) -> Any:
         code = 0
     except OSError as error:  # of files, all others are described where they are used
         code = _fail(f"{error.filename or 'output'}: {error.strerror or error}")
+    except Exception:
+        if not is_rank():
+            raise
+        leave_report(traceback.format_exc())
+        code = 1
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _fail(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    message = " ".join(message.split())
+    if is_rank():
+        leave_report(message)
+    else:
+        print(f"error: {message}", file=sys.stderr)
     return 2
 
 

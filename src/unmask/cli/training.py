@@ -15,19 +15,28 @@ def split_words(words: list[str]) -> tuple[list[Path], list[str]]:
     return files, overrides
 
 
-def train(kind: str, words: list[str], resume: bool, dry_run: bool) -> int:
-    """Runs a recipe; returns the exit code (0, or 128 + the signal's number when interrupted)."""
+def train(kind: str, words: list[str], resume: bool, dry_run: bool, num_processes: int = 1) -> int:
+    """Runs a recipe, in several processes if there are to be more than one; returns the exit code (0, or 128 + the signal's
+    number when interrupted)."""
     files, overrides = split_words(words)
     recipe: SftRecipe | RlRecipe
     recipe = load_recipe(SftRecipe, files, overrides) if kind == "sft" else load_recipe(RlRecipe, files, overrides)
     if resume and not recipe.run.dir:
         raise UnmaskError("--resume needs run.dir (run.dir=FOLDER)")
-    from unmask.launch import resolve, start
+    from unmask.cli.several import run_several
+    from unmask.launch import default_folder, resolve, start
+    from unmask.train.ranks import own_rank
 
     if dry_run:
         print(to_toml(resolve(recipe)), end="")
         return 0
+    if num_processes > 1:
+        resolve(recipe)  # what is wrong with it is found before anything is started
+        folder = [] if recipe.run.dir else [f"run.dir={default_folder(kind)}"]
+        return run_several(num_processes, [kind, *words, *folder, *(["--resume"] if resume else [])])
     outcome = start(recipe, resume=resume)
+    if own_rank() > 0:
+        return outcome.exit_code
     if outcome.reason == "interrupted":
         print(f"{outcome.signal_name}: stopped after step {outcome.num_steps}, saved; continue with --resume")
         return outcome.exit_code

@@ -13,6 +13,7 @@ from unmask.errors import UnmaskError
 from unmask.evaluate.results import METRICS, measure
 from unmask.rl.rollout import make_rollouts
 from unmask.rl.scoring import RewardPool
+from unmask.train.ranks import ALONE, Ranks
 from unmask.types import Example, RolloutGroup, SamplingParams, Trace
 
 
@@ -30,15 +31,15 @@ class Evaluation:
 def evaluate(
     engine: Engine, tokenizer: ChatTokenizer, examples: Sequence[Example], params: SamplingParams, rewards: RewardPool, *,
     num_responses: int = 1, finished: Mapping[int, Trace] | None = None,
-    on_finished: Callable[[int, Trace], None] | None = None,
+    on_finished: Callable[[int, Trace], None] | None = None, ranks: Ranks = ALONE,
 ) -> Evaluation:  # fmt: skip
     """Decodes `num_responses` responses to each example and scores them.
 
-    finished, on_finished: of `make_rollouts`, to continue what was interrupted.
+    finished, on_finished, ranks: of `make_rollouts`, to continue what was interrupted, and to share the work.
     """
     groups = make_rollouts(
         engine, tokenizer, examples, params, rewards, group_size=num_responses, seed_keys=("eval",), finished=finished,
-        on_finished=on_finished,
+        on_finished=on_finished, ranks=ranks,
     )  # fmt: skip
     return Evaluation(groups, measure(groups))
 

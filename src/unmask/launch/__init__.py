@@ -36,6 +36,7 @@ from unmask.rl.scoring import RewardPool
 from unmask.rl.stages import make_stages
 from unmask.train.checkpoint import seed_rng
 from unmask.train.demonstrations import Lengths, demonstration
+from unmask.train.ranks import joined_ranks
 from unmask.train.run import Outcome, Run
 from unmask.train.sft import train_sft
 from unmask.train.sinks import check_packages
@@ -87,15 +88,24 @@ def preset_tokenizer(config: ModelConfig, source: Plugin, seed: int) -> ChatToke
     return ChatTokenizer.tiny(vocabulary)
 
 
+def default_folder(kind: str) -> str:
+    """Of a run that names none, from the time."""
+    return f"runs/{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
 def start(recipe: SftRecipe | RlRecipe, *, resume: bool = False, title: str = "") -> Outcome:
     """Runs a recipe to its end (or its interruption). Raises `UnmaskError` before anything is computed for bad input."""
     recipe = resolve(recipe)
     check_packages(recipe.log)
     kind = "sft" if isinstance(recipe, SftRecipe) else "rl"
-    folder = Path(recipe.run.dir or f"runs/{kind}-{time.strftime('%Y%m%d-%H%M%S')}")
+    folder = Path(recipe.run.dir or default_folder(kind))
     seed = recipe.run.seed
     seed_rng(seed)
+    device = use_machine(recipe.run)
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
+        ranks = stack.enter_context(joined_ranks(device))
+        if not ranks.is_first and not recipe.run.dir:
+            raise UnmaskError("run.dir is missing: several processes need the name of the folder they share")
         pinned, origins = pin_folders(recipe, folder, resume)
         model, tokenizer, tokenizer_from = open_model(pinned.model, recipe.source, recipe.run, Path(scratch))
         source = open_source(recipe.source, "train", seed)
@@ -106,10 +116,12 @@ def start(recipe: SftRecipe | RlRecipe, *, resume: bool = False, title: str = ""
             steps *= recipe.train.num_minibatches * recipe.train.num_epochs
         critic = reference = None
         if isinstance(pinned, RlRecipe):  # of the weights as they are, before there are adapters
-            critic, reference = make_critic(pinned, model), make_reference(pinned, model)
+            critic, reference = make_critic(pinned, model, ranks), make_reference(pinned, model)
         base = adapter_base(recipe, pinned, model, Path(scratch))
         add_adapters(model, recipe.lora, base)
-        trainer = make_trainer(model, recipe, recipe.optimizer, steps)
+        trainer = make_trainer(model, recipe, recipe.optimizer, steps, ranks)
+        if ranks.size > 1:  # what is the same on all ranks is there; dropout is not
+            seed_rng(seed + ranks.rank)
         engine = Engine(model, decode=tokenizer.decode, **limits_beside_training(recipe.engine, model.device))
         rewards = RewardPool(recipe.reward)
         measures = [make_evaluator(recipe, trainer, engine, tokenizer, rewards)] if recipe.eval.num_examples else []
@@ -128,7 +140,8 @@ def start(recipe: SftRecipe | RlRecipe, *, resume: bool = False, title: str = ""
                 if recipe.eval.num_loss_examples:
                     measures.append(make_loss_meter(recipe, trainer, tokenizer))
             run = Run(folder, recipe, trainer, tokenizer_from, joined(measures), resume=resume, title=title)
-            keep_beginning(folder, origins, Path(scratch), resume)
+            if ranks.is_first:
+                keep_beginning(folder, origins, Path(scratch), resume)
             return train_sft(recipe, run, source, tokenizer, sft_stages)
         first, *_ = examples = [source[i] for i in indices_to_check(source)]
         rewards.check(examples)
@@ -140,7 +153,8 @@ def start(recipe: SftRecipe | RlRecipe, *, resume: bool = False, title: str = ""
             folder, recipe, trainer, tokenizer_from, joined(measures), resume=resume, title=title,
             value_trainer=critic.trainer if critic else None,
         )  # fmt: skip
-        keep_beginning(folder, origins, Path(scratch), resume)
+        if ranks.is_first:
+            keep_beginning(folder, origins, Path(scratch), resume)
         return train_rl(recipe, run, engine, source, tokenizer, stages, rewards, critic, reference)
 
 
@@ -176,4 +190,13 @@ def check_lengths(source: Source, tokenizer: ChatTokenizer, config: SftTrainConf
         raise UnmaskError(f"all {len(source)} examples are longer than train.max_length {config.max_length}")
 
 
-__all__ = ["find_model_folder", "open_model", "pick_device", "pick_precision", "resolve", "start", "use_machine"]
+__all__ = [
+    "default_folder",
+    "find_model_folder",
+    "open_model",
+    "pick_device",
+    "pick_precision",
+    "resolve",
+    "start",
+    "use_machine",
+]

@@ -10,12 +10,14 @@ from unmask.config.sections import MachineConfig
 from unmask.errors import UnmaskError
 from unmask.models.hub import resolve_folder
 from unmask.train.checkpoint import newest_valid
+from unmask.train.ranks import local_rank
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; for "auto" the first GPU, else the CPU. Raises `UnmaskError` when it is not there."""
+    """The device of that name; for "auto" this process's GPU (the first, if it is alone), else the CPU. Raises `UnmaskError`
+    when it is not there."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -31,7 +33,10 @@ def use_machine(config: MachineConfig) -> torch.device:
     """Applies the process-wide settings and returns the device. Raises `UnmaskError`."""
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
-    return pick_device(config.device)
+    device = pick_device(config.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
 
 
 def pick_precision(name: str, device: torch.device) -> str:

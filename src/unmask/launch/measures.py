@@ -50,7 +50,7 @@ def make_evaluator(
     def measure() -> dict[str, float]:
         engine.update_weights(policy_version=trainer.optimizer_step)
         with trainer.autocast():
-            result = evaluate(engine, tokenizer, examples, config.sampling, rewards)
+            result = evaluate(engine, tokenizer, examples, config.sampling, rewards, ranks=trainer.ranks)
         return result.metrics()
 
     return measure

@@ -18,15 +18,18 @@ from unmask.models.lora import add_lora
 from unmask.models.quantize import quantize_linears
 from unmask.objectives import SftObjective, make_sft_objective
 from unmask.rl.critic import Critic
+from unmask.train.ranks import Ranks
 from unmask.train.trainer import Model, Trainer
 
 
-def make_trainer(model: Model, recipe: SftRecipe | RlRecipe, optimizer: OptimizerConfig, num_steps: int) -> Trainer[Model]:
+def make_trainer(
+    model: Model, recipe: SftRecipe | RlRecipe, optimizer: OptimizerConfig, num_steps: int, ranks: Ranks
+) -> Trainer[Model]:
     """num_steps: optimizer steps of the whole run."""
     return Trainer(
         model, optimizer, max_optimizer_steps=num_steps, max_tokens_per_micro_batch=recipe.train.max_tokens_per_micro_batch,
         attention_backend=recipe.run.attention_backend, precision=pick_precision(recipe.run.precision, model.device),
-        use_activation_checkpointing=recipe.train.use_activation_checkpointing,
+        use_activation_checkpointing=recipe.train.use_activation_checkpointing, ranks=ranks,
     )  # fmt: skip
 
 
@@ -58,7 +61,7 @@ def add_adapters(model: Decoder, config: LoraConfig, base: str) -> None:
     add_lora(model, **options, base=base)
 
 
-def make_critic(recipe: RlRecipe, policy: Decoder) -> Critic | None:
+def make_critic(recipe: RlRecipe, policy: Decoder, ranks: Ranks) -> Critic | None:
     """The value model and its trainer, as the run begins; None where the recipe has none. Raises `UnmaskError`."""
     config = recipe.value
     if not config.enabled:
@@ -69,7 +72,7 @@ def make_critic(recipe: RlRecipe, policy: Decoder) -> Critic | None:
     else:
         model = ValueModel.from_policy(policy)
     num_steps = recipe.train.max_steps * config.num_minibatches * config.num_epochs
-    return Critic(model, make_trainer(model, recipe, config.optimizer, num_steps), config)
+    return Critic(model, make_trainer(model, recipe, config.optimizer, num_steps, ranks), config)
 
 
 def make_reference(recipe: RlRecipe, policy: Decoder) -> Decoder | None:

@@ -83,11 +83,8 @@ class MixtureOfExperts(nn.Module):
         return torch.zeros(self.num_experts, dtype=torch.long, device=expert_M.device).index_add_(0, expert_M, amount_M)
 
 
-def expert_balance(model: nn.Module) -> dict[str, float]:
-    """The busiest and the idlest expert of any layer since the last reset, as multiples of an even share; {} without."""
-    load = expert_load(model)
-    if load is None:
-        return {}
+def expert_balance(load: Tensor) -> dict[str, float]:
+    """The busiest and the idlest expert of any layer, as multiples of an even share, of loads [layers, E]."""
     share = load / load.sum(1, keepdim=True).clamp(min=1) * load.shape[1]
     return {"expert_load_max": float(share.max()), "expert_load_min": float(share.min())}
 

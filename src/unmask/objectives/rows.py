@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -122,21 +123,54 @@ def pack_rows(rows: Sequence[TrainRow], max_tokens: int) -> Iterator[list[TrainR
 
     Rows with the same prompt follow each other; the order is a function of the rows alone.
     """
-    pieces = fit_rows(rows, max_tokens)
+    pieces, prefixes = _in_order(fit_rows(rows, max_tokens))
+    begin = 0
+    for end in _cut(pieces, prefixes, max_tokens):
+        yield pieces[begin:end]
+        begin = end
+
+
+def share_packs(rows: Sequence[TrainRow], max_tokens: int, num_ranks: int) -> list[list[list[TrainRow]]]:
+    """Packs as of `pack_rows`, for each of the ranks its own: equally many, or one less where there are not enough rows, and
+    of nearly equal numbers of tokens, so that no rank waits long for another.
+
+    The packs are cut to the smallest budget that makes no further round of them necessary.
+    """
+    pieces, prefixes = _in_order(fit_rows(rows, max_tokens))
+    ends = list(_cut(pieces, prefixes, max_tokens))
+    num_packs = -(-len(ends) // num_ranks) * num_ranks
+    too_small, budget = 0, max_tokens
+    while num_ranks > 1 and budget - too_small > 1:
+        tried = (budget + too_small) // 2
+        found = list(_cut(pieces, prefixes, tried))
+        if len(found) <= num_packs:
+            budget, ends = tried, found
+        else:
+            too_small = tried
+    packs = [pieces[begin:end] for begin, end in pairwise([0, *ends])]
+    return [packs[rank::num_ranks] for rank in range(num_ranks)]
+
+
+def _in_order(pieces: Sequence[TrainRow]) -> tuple[list[TrainRow], list[bytes]]:
+    """Those with the same prompt one after the other, and these prompts."""
     prefixes = [piece.prefix for piece in pieces]
     first_use = {prefix: i for i, prefix in reversed(list(enumerate(prefixes)))}
-    pack: list[TrainRow] = []
+    order = sorted(range(len(pieces)), key=lambda i: first_use[prefixes[i]] if prefixes[i] else i)
+    return [pieces[i] for i in order], [prefixes[i] for i in order]
+
+
+def _cut(pieces: Sequence[TrainRow], prefixes: Sequence[bytes], max_tokens: int) -> Iterator[int]:
+    """Where packs of at most `max_tokens` tokens (at least one row) end."""
     num_tokens, present = 0, set[bytes]()
-    for i in sorted(range(len(pieces)), key=lambda i: first_use[prefixes[i]] if prefixes[i] else i):
-        more = len(pieces[i].input_ids) - (pieces[i].num_shared if prefixes[i] in present else 0)
-        if pack and num_tokens + more > max_tokens:
-            yield pack
-            pack, num_tokens, present, more = [], 0, set(), len(pieces[i].input_ids)
-        pack.append(pieces[i])
+    for i, (piece, prefix) in enumerate(zip(pieces, prefixes, strict=True)):
+        more = len(piece.input_ids) - (piece.num_shared if prefix in present else 0)
+        if num_tokens and num_tokens + more > max_tokens:
+            yield i
+            num_tokens, present, more = 0, set(), len(piece.input_ids)
         num_tokens += more
-        present.add(prefixes[i])
-    if pack:
-        yield pack
+        present.add(prefix)
+    if pieces:
+        yield len(pieces)
 
 
 def collate(rows: Sequence[TrainRow], device: torch.device | str = "cpu") -> RowBatch:

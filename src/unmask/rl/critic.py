@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from unmask.config.sections import ValueConfig
 from unmask.models import ValueModel
-from unmask.objectives.rows import RowBatch, TrainRow, collate, fit_rows, pack_rows, set_weights, target_hidden
+from unmask.objectives.rows import RowBatch, TrainRow, fit_rows, set_weights, target_hidden
 from unmask.objectives.value import outcome_rewards, trace_advantages, value_loss
 from unmask.rl.minibatches import minibatches
 from unmask.rl.rollout import derive_seed
@@ -34,22 +33,14 @@ class Critic:
     def __init__(self, model: ValueModel, trainer: Trainer[ValueModel], config: ValueConfig):
         self.model, self.trainer, self.config = model, trainer, config
 
-    @torch.no_grad()
-    def _set_values(self, rows: Sequence[TrainRow]) -> None:
-        for pack in pack_rows(rows, self.trainer.max_tokens):
-            batch = collate(pack, self.model.device)
-            with self.trainer.autocast():
-                value_N = target_values(self.model, batch, self.trainer)
-            for row, values in zip(pack, value_N.split([len(row.target_ids) for row in pack]), strict=True):
-                row.values["old_value"] = values.double().cpu().numpy()
-
     def prepare(self, rollouts: Sequence[Rollout], views: Views) -> tuple[list[list[TrainRow]], float]:
         """Sets the rollouts' token advantages, from the value model as it is and `Rollout.advantage` as the outcome.
 
         Returns the rows of each rollout for `update`, and the explained variance of the returns: 1 - var(R - V) / var(R).
         """
         rows_of = [fit_rows(views(rollout), self.trainer.max_tokens) for rollout in rollouts]
-        self._set_values([row for rows in rows_of for row in rows])
+        rows = [row for rows in rows_of for row in rows]
+        self.trainer.set_values("old_value", rows, lambda batch: target_values(self.model, batch, self.trainer))
         errors, returns = [np.zeros(0)], [np.zeros(0)]
         for rollout, rows in zip(rollouts, rows_of, strict=True):
             if rows:
@@ -87,7 +78,7 @@ def set_token_advantages(
     to have value 0: with lam 1 the advantage is then the discounted rewards to come.
     """
     view, index = (np.concatenate([row.values[key] for row in rows]) for key in ("view", "canvas_index"))
-    value = np.concatenate([row.values.get("old_value", np.zeros(len(row.target_ids))) for row in rows])
+    value = np.concatenate([row.values.get("old_value", np.zeros(len(row.target_ids))) for row in rows], dtype=np.float64)
     reward = outcome_rewards(view, outcome)
     if rollout.token_rewards is not None:
         reward = reward + np.array(rollout.token_rewards)[index]

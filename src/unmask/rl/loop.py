@@ -17,7 +17,7 @@ from unmask.engine import Engine
 from unmask.models import Decoder
 from unmask.objectives.advantages import get_advantage
 from unmask.objectives.policy import kl_estimate
-from unmask.objectives.rows import RowBatch, TrainRow, collate, fit_rows, pack_rows, score_targets
+from unmask.objectives.rows import RowBatch, TrainRow, fit_rows, score_targets
 from unmask.objectives.trace_views import trace_rows
 from unmask.objectives.views import Grid
 from unmask.rl.collect import collect
@@ -63,8 +63,9 @@ def train_rl(
         keys = (seed, step, number) if number else (seed, step)
         with trainer.autocast():
             return make_rollouts(
-                engine, tokenizer, examples, stage.params, rewards, group_size=settings.group_size, seed_keys=keys
-            )
+                engine, tokenizer, examples, stage.params, rewards, group_size=settings.group_size, seed_keys=keys,
+                ranks=trainer.ranks,
+            )  # fmt: skip
 
     def loss_fn(stage: Stage, batch: RowBatch) -> tuple[Tensor, dict[str, Tensor]]:
         stats = score_targets(trainer.model, batch, trainer.backend, temperature=stage.params.temperature)
@@ -165,15 +166,11 @@ def needs_old_logprobs(recipe: RlRecipe, stage: Stage, trainer: Trainer) -> bool
     return recipe.train.old_logprobs == "recompute" or (recipe.train.old_logprobs == "auto" and not is_exact)
 
 
-@torch.no_grad()
 def set_logprobs(key: str, rows: Sequence[TrainRow], model: Decoder, trainer: Trainer, temperature: float) -> None:
     """Sets values[key] of rows that fit the trainer: the model's log-probs on these views, in the trainer's precision."""
-    for pack in pack_rows(rows, trainer.max_tokens):
-        batch = collate(pack, model.device)
-        with trainer.autocast():
-            stats = score_targets(model, batch, trainer.backend, temperature=temperature)
-        for row, values in zip(pack, stats.logprobs_N.split([len(row.target_ids) for row in pack]), strict=True):
-            row.values[key] = values.cpu().numpy()
+    trainer.set_values(
+        key, rows, lambda batch: score_targets(model, batch, trainer.backend, temperature=temperature).logprobs_N
+    )
 
 
 def sampler_mismatch(rollouts: Sequence[Rollout], trainer: Trainer, temperature: float) -> dict[str, float]:

@@ -11,6 +11,7 @@ from unmask.data.chat import ChatTokenizer
 from unmask.engine import Engine
 from unmask.rewards import Score
 from unmask.rl.scoring import RewardPool
+from unmask.train.ranks import ALONE, Ranks
 from unmask.types import Example, Rollout, RolloutGroup, SamplingParams, Trace
 
 
@@ -83,7 +84,7 @@ class GroupScoring:
 def make_rollouts(
     engine: Engine, tokenizer: ChatTokenizer, examples: Sequence[Example], params: SamplingParams, rewards: RewardPool | None,
     *, group_size: int = 1, seed_keys: tuple[int | str, ...] = (), finished: Mapping[int, Trace] | None = None,
-    on_finished: Callable[[int, Trace], None] | None = None,
+    on_finished: Callable[[int, Trace], None] | None = None, ranks: Ranks = ALONE,
 ) -> list[RolloutGroup]:  # fmt: skip
     """`group_size` rewarded responses for each example.
 
@@ -93,23 +94,28 @@ def make_rollouts(
     leaves rewards unset (plain decoding).
 
     finished: traces that are there already, by the number of the response (example times `group_size` plus member); they are
-    scored, not decoded. on_finished: called with each other trace as soon as it is decoded.
+    scored, not decoded. on_finished: called with each other trace as soon as it is decoded. ranks: each decodes and scores
+    its share of the examples, and all get all groups.
     """
     if rewards is not None:
         rewards.check(examples)
-    prompts = [ids for example in examples for ids in [tokenizer.prompt_ids(example)] * group_size]
+    prompts = [tokenizer.prompt_ids(example) for example in examples]
+    by_length = sorted(range(len(examples)), key=lambda place: -len(prompts[place]))
+    mine = sorted(by_length[ranks.rank :: ranks.size])
     seeded = seeded_params(engine, tokenizer, params, len(examples), group_size, seed_keys)
     scoring = GroupScoring(tokenizer, examples, group_size, rewards)
     for index, trace in (finished or {}).items():
         scoring.add(index, trace)
-    left = [index for index in range(len(prompts)) if index not in (finished or {})]
-    for number, output in engine.stream([prompts[index] for index in left], [seeded[index] for index in left]):
+    indices = [place * group_size + member for place in mine for member in range(group_size)]
+    left = [index for index in indices if index not in (finished or {})]
+    for number, output in engine.stream([prompts[i // group_size] for i in left], [seeded[i] for i in left]):
         if output.trace is not None:
             if on_finished is not None:
                 on_finished(left[number], output.trace)
             scoring.add(left[number], output.trace)
     start = time.monotonic()
-    groups = [scoring.group(place) for place in range(len(examples))]
+    groups = {place: scoring.group(place) for place in mine}
     if rewards is not None:
         rewards.waited_s += time.monotonic() - start
-    return groups
+    everywhere = {place: group for of_rank in ranks.gather(groups) for place, group in of_rank.items()}
+    return [everywhere[place] for place in range(len(examples))]

@@ -73,7 +73,7 @@ def save_checkpoint(
             (temporary / name).mkdir(exist_ok=True)
             (write_adapters if model.adapters else write_weights)(model, temporary / name)
         carry_files(tokenizer_from, temporary)
-        torch.save({**state, "rng": rng_state()}, temporary / "trainer_state.pt")
+        torch.save(state, temporary / "trainer_state.pt")
         files = {
             file.relative_to(temporary).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256(file)}
             for file in temporary.rglob("*")
@@ -128,10 +128,11 @@ def find_damage(path: Path) -> str | None:
     return None
 
 
-def load_checkpoint(path: Path, models: Mapping[str, Backbone]) -> dict[str, Any]:
-    """Restores weights in place and the global generators; returns the saved state."""
+def load_checkpoint(path: Path, models: Mapping[str, Backbone], rank: int = 0) -> dict[str, Any]:
+    """Restores weights in place and the rank's global generators, if it had any; returns the saved state."""
     for name, model in models.items():
         load_weights(model, path / name)
     state = torch.load(path / "trainer_state.pt", map_location="cpu", weights_only=True)
-    set_rng_state(state.pop("rng"))
+    if rank < len(state["rng"]):
+        set_rng_state(state["rng"][rank])
     return state

@@ -6,6 +6,8 @@ import signal
 import threading
 from types import FrameType
 
+from unmask.train.ranks import Ranks
+
 
 class Interruption:
     """Context manager; `signal_name` is set once a signal has come."""
@@ -24,6 +26,12 @@ class Interruption:
     def __exit__(self, *exc_info: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def share(self, ranks: Ranks) -> None:
+        """A signal to one of the ranks is one to all: they end at the same step."""
+        signals = [(name, code) for name, code in ranks.gather((self.signal_name, self.exit_code)) if name]
+        if signals:
+            self.signal_name, self.exit_code = signals[0]
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.signal_name is not None:

@@ -42,16 +42,16 @@ class Progress:
 
     def __init__(
         self, title: str, max_steps: int, first_step: int = 0, console: Console | None = None, *, unit: str = "step",
-        columns: Sequence[str] = (),
+        columns: Sequence[str] = (), is_quiet: bool = False,
     ):  # fmt: skip
         self.title, self.max_steps, self.first_step, self.unit, self.columns = title, max_steps, first_step, unit, columns
-        self.console = console or Console(stderr=True, highlight=False)
+        self.console = console or Console(stderr=True, highlight=False, quiet=is_quiet)
         self._start = self._last_line = time.monotonic()
         self._shown: dict[str, float] = {}
         self._rows: deque[dict[str, str]] = deque(maxlen=NUM_ROWS)
         self._evaluation = ""
         self._live: Live | None = None
-        if self.console.is_terminal:
+        if self.console.is_terminal and not is_quiet:
             self._bar = Bar(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=24),

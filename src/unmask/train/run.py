@@ -25,11 +25,11 @@ from unmask.files import replace_link
 from unmask.metrics import JsonlWriter
 from unmask.models import Decoder, ValueModel
 from unmask.models.decoder import Backbone
-from unmask.train.checkpoint import load_checkpoint, newest_valid, save_checkpoint, step_folder
+from unmask.train.checkpoint import load_checkpoint, newest_valid, rng_state, save_checkpoint, step_folder
 from unmask.train.folder import BEST, lock_folder, prepare_folder
 from unmask.train.interruption import Interruption
 from unmask.train.progress import RL_COLUMNS, SFT_COLUMNS, Progress
-from unmask.train.sinks import open_sinks
+from unmask.train.sinks import Sink, open_sinks
 from unmask.train.stopping import Stopping
 from unmask.train.trainer import Trainer
 
@@ -67,31 +67,40 @@ class Run:
         self.evaluation: dict[str, float] = {}
         self.stopping = Stopping(recipe.stop, recipe.checkpoint.keep_best)
         self._reason: str | None = None
+        self.ranks = trainer.ranks
+        self.files: tuple[JsonlWriter, ...] = ()  # metrics and timings; the first rank alone writes
+        self.sinks: list[Sink] = []
         with ExitStack() as opened:  # a run that cannot begin keeps nothing open, the lock least of all
-            opened.callback(os.close, lock_folder(folder, resume))
-            prepare_folder(folder, recipe, resume)
-            self.metrics, self.timings = JsonlWriter(folder / "metrics.jsonl"), JsonlWriter(folder / "timings.jsonl")
-            opened.callback(self.metrics.close)
-            opened.callback(self.timings.close)
+            if self.ranks.is_first:
+                opened.callback(os.close, lock_folder(folder, resume))
+                prepare_folder(folder, recipe, resume)
+                self.files = JsonlWriter(folder / "metrics.jsonl"), JsonlWriter(folder / "timings.jsonl")
+                for file in self.files:
+                    opened.callback(file.close)
             notes = self._restore() if resume else []
-            log = recipe.log if self._reason is None else LogConfig()  # an ended run has nothing more to say
-            self.sinks = open_sinks(log, folder, recipe.model_dump(mode="json"), self.num_steps, resume)
+            if self.ranks.is_first:
+                log = recipe.log if self._reason is None else LogConfig()  # an ended run has nothing more to say
+                self.sinks = open_sinks(log, folder, recipe.model_dump(mode="json"), self.num_steps, resume)
             self._opened = opened.pop_all()
         self.interruption = Interruption()
         columns = RL_COLUMNS if isinstance(recipe, RlRecipe) else SFT_COLUMNS
-        self.progress = Progress(title, recipe.train.max_steps, self.num_steps, columns=columns)
+        self.progress = Progress(
+            title, recipe.train.max_steps, self.num_steps, columns=columns, is_quiet=not self.ranks.is_first
+        )
         for note in notes:
             self.progress.say(note)
 
     def _restore(self) -> list[str]:
-        checkpoint, notes = newest_valid(self.folder / "checkpoints")
+        checkpoint, notes = self.ranks.of_first(
+            newest_valid(self.folder / "checkpoints") if self.ranks.is_first else (None, [])
+        )
         if checkpoint is None and notes:
             raise UnmaskError(f"{self.folder}: no checkpoint here is whole ({notes[0]}); nothing was changed")
         if checkpoint is None:
-            self.metrics.truncate(0)
-            self.timings.truncate(0)
+            for file in self.files:
+                file.truncate(0)
             return [*notes, f"{self.folder}: no checkpoint yet, starting from the beginning"]
-        state = load_checkpoint(checkpoint, self._models())
+        state = load_checkpoint(checkpoint, self._models(), self.ranks.rank)
         self.trainer.load_state_dict(state["trainer"])
         if self.value_trainer is not None:
             self.value_trainer.load_state_dict(state["value_trainer"])
@@ -99,8 +108,8 @@ class Run:
         self.num_steps, self.evaluation = state["num_steps"], state["evaluation"]
         self.stopping.restore(state["stopping"])
         self._link_best()
-        self.metrics.truncate(state["metrics_bytes"])
-        self.timings.truncate(state["timings_bytes"])
+        for file, size in zip(self.files, (state["metrics_bytes"], state["timings_bytes"]), strict=False):
+            file.truncate(size)
         if state["reason"] == "target" and self.stopping.is_target_reached(self.evaluation, self.num_steps):
             self._reason = "target"
         elif state["reason"] == "patience" and self.stopping.state["num_since"] >= (self.recipe.stop.patience or math.inf):
@@ -137,7 +146,7 @@ class Run:
         """Records the step; evaluates, checkpoints and ends the run when that is due."""
         recipe = self.recipe
         self.num_steps += 1
-        self._record(self.metrics, metrics)
+        self._record(0, metrics)
         measured: dict[str, float] = {}
         seconds = dict(timings)
         is_last = self.num_steps >= recipe.train.max_steps
@@ -146,13 +155,14 @@ class Run:
             measured = self._measure()
             seconds["eval_s"] = time.monotonic() - start
             self._reason = self.stopping.see(measured, self.num_steps)
-        self._record(self.timings, seconds)
+        self._record(1, seconds)
         if self._reason is None and is_last:
             self._reason = "max_steps"
         self.progress.show_step(self.num_steps, {**metrics, "seconds": timings["step_s"]}, measured)
         shown = {k: v for k, v in metrics.items() if k in ("loss", "reward_mean")}
         self.progress.show(self.num_steps, {**shown, **{f"eval {k}": v for k, v in self.evaluation.items()}})
         every = recipe.checkpoint.every_steps
+        self.interruption.share(self.ranks)
         if self._reason is None and self.interruption.signal_name:
             self._reason = "interrupted"
         is_best = self.stopping.state["kept_step"] == self.num_steps
@@ -171,17 +181,23 @@ class Run:
 
     def _measure(self) -> dict[str, float]:
         self.evaluation = dict(self.evaluate())
-        self._record(self.metrics, {f"eval/{k}": v for k, v in self.evaluation.items()})
+        self._record(0, {f"eval/{k}": v for k, v in self.evaluation.items()})
         return self.evaluation
 
-    def _record(self, file: JsonlWriter, values: Mapping[str, float]) -> None:
-        file.write({"step": self.num_steps, **values})
+    def _record(self, number: int, values: Mapping[str, float]) -> None:
+        """number: 0 = metrics, 1 = timings."""
+        if self.files:
+            self.files[number].write({"step": self.num_steps, **values})
         for sink in self.sinks:
             sink.write(self.num_steps, values)
 
-    def save(self) -> Path:
+    def save(self) -> None:
+        rng = self.ranks.gather(rng_state())
+        if not self.ranks.is_first:
+            return
         for sink in self.sinks:
             sink.flush()
+        metrics, timings = self.files
         state = {
             "trainer": self.trainer.state_dict(),
             "value_trainer": self.value_trainer.state_dict() if self.value_trainer else None,
@@ -190,12 +206,13 @@ class Run:
             "evaluation": self.evaluation,
             "stopping": self.stopping.state,
             "reason": None if self._reason == "interrupted" else self._reason,
-            "metrics_bytes": self.metrics.sync(),
-            "timings_bytes": self.timings.sync(),
+            "metrics_bytes": metrics.sync(),
+            "timings_bytes": timings.sync(),
+            "rng": rng,
         }
         keep, best = self.recipe.checkpoint.keep_last, self.stopping.state["kept_step"]
         folder = self.folder / "checkpoints"
-        return save_checkpoint(folder, self.num_steps, self._models(), state, self.tokenizer_from, keep, best)
+        save_checkpoint(folder, self.num_steps, self._models(), state, self.tokenizer_from, keep, best)
 
     @property
     def outcome(self) -> Outcome:

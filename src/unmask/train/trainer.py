@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,9 +15,10 @@ from unmask.attention import get_backend
 from unmask.config.sections import OptimizerConfig
 from unmask.errors import UnmaskError
 from unmask.models.decoder import Backbone
-from unmask.models.experts import expert_balance, reset_expert_load
-from unmask.objectives.rows import RowBatch, TrainRow, collate, pack_rows
+from unmask.models.experts import expert_balance, expert_load, reset_expert_load
+from unmask.objectives.rows import RowBatch, TrainRow, collate, share_packs
 from unmask.train.optimizer import learning_rate, make_optimizer
+from unmask.train.ranks import ALONE, Ranks
 from unmask.train.techniques import apply_techniques
 
 # A pack of rows -> its loss (those of all packs add up), sums for the metrics
@@ -46,13 +50,14 @@ class Trainer(Generic[Model]):
         attention_backend: str = "auto",
         precision: str = "float32",
         use_activation_checkpointing: bool = False,
+        ranks: Ranks = ALONE,
     ):
         apply_techniques(model, use_activation_checkpointing=use_activation_checkpointing)
         self.model, self.config = model, config
         self.max_optimizer_steps = max_optimizer_steps
         self.max_tokens = max_tokens_per_micro_batch
         self.backend = get_backend(attention_backend, model.device)
-        self.precision = precision
+        self.precision, self.ranks = precision, ranks
         self.optimizer = make_optimizer(model, config)
         self.optimizer_step = 0
 
@@ -61,30 +66,34 @@ class Trainer(Generic[Model]):
         return autocast(self.precision, self.model.device)
 
     def update(self, rows: Sequence[TrainRow], loss_fn: LossFn) -> dict[str, float]:
-        """One optimizer step on the sum of the loss over all rows. Returns "loss", "grad_norm", "lr", "num_tokens" (that were
-        forwarded), the sums, and of models with experts "expert_load_max" and "expert_load_min" (1 = every expert had an even
-        share of the tokens).
+        """One optimizer step on the sum of the loss over all rows, which are the same on all ranks. Returns "loss",
+        "grad_norm", "lr", "num_tokens" (that were forwarded), the sums, and of models with experts "expert_load_max" and
+        "expert_load_min" (1 = every expert had an even share of the tokens).
 
         Raises `UnmaskError` (before the weights change) when the loss or gradient is not finite.
         """
         sums: dict[str, Tensor] = {}
         num_tokens = 0
         reset_expert_load(self.model)
+        load = expert_load(self.model)
         self.optimizer.zero_grad(set_to_none=True)
         self.model.train()  # for the dropout of adapters
-        for pack in pack_rows(rows, self.max_tokens):
+        for pack, share in self._packs(rows):
             batch = collate(pack, self.model.device)
             with self.autocast():
                 loss, more = loss_fn(batch)
-            loss.backward()
-            num_tokens += batch.input_ids_BL.numel()
+            (loss * share).backward()
+            num_tokens += share * batch.input_ids_BL.numel()
+            load = expert_load(self.model) if share else load
             for key, value in (("loss", loss.detach()), *more.items()):
-                sums[key] = sums[key] + value if key in sums else value
+                sums[key] = share * value + sums.get(key, 0.0)
         self.model.eval()
+        self.ranks.sum_([p.grad for p in self.model.parameters() if p.grad is not None])
+        totals = self._over_ranks(sums | {"num_tokens": num_tokens}, load)
         grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm, foreach=True)
-        if not (torch.isfinite(grad_norm) and torch.isfinite(sums["loss"])):
+        if not (torch.isfinite(grad_norm) and math.isfinite(totals["loss"])):
             raise UnmaskError(
-                f"optimizer step {self.optimizer_step}: loss {float(sums['loss'])} or gradient {float(grad_norm)} is not "
+                f"optimizer step {self.optimizer_step}: loss {totals['loss']} or gradient {float(grad_norm)} is not "
                 "finite; lower optimizer.lr or check the data; the last checkpoint is intact"
             )
         lr = learning_rate(self.config, self.optimizer_step, self.max_optimizer_steps)
@@ -93,18 +102,47 @@ class Trainer(Generic[Model]):
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.optimizer_step += 1
-        stats = {key: float(value) for key, value in sums.items()}
-        stats |= {"grad_norm": float(grad_norm), "lr": lr, "num_tokens": num_tokens}
-        return {**stats, **expert_balance(self.model)}
+        totals["num_tokens"] = int(totals["num_tokens"])
+        return totals | {"grad_norm": float(grad_norm), "lr": lr} | ({} if load is None else expert_balance(load))
+
+    def _packs(self, rows: Sequence[TrainRow]) -> Iterator[tuple[list[TrainRow], int]]:
+        """This rank's packs, as many as every other rank's, and how often each counts: 0 for one that is not its own, and only
+        there because the ranks go through a model together."""
+        packs = share_packs(rows, self.max_tokens, self.ranks.size)
+        yield from ((pack, 1) for pack in packs[self.ranks.rank])
+        if len(packs[self.ranks.rank]) < len(packs[0]):
+            yield packs[0][-1], 0
+
+    def _over_ranks(self, sums: Mapping[str, Tensor | float], load: Tensor | None) -> dict[str, float]:
+        """The sums of all ranks; and, in place, of the experts' loads."""
+        total = torch.stack([torch.as_tensor(value, dtype=torch.float64) for value in sums.values()]).to(self.model.device)
+        self.ranks.sum_([total])
+        if load is not None and self.ranks.size > 1:
+            load.copy_(torch.from_numpy(np.sum(self.ranks.gather(load.numpy()), 0)))
+        return dict(zip(sums, total.tolist(), strict=True))
 
     @torch.no_grad()
     def measure(self, rows: Sequence[TrainRow], loss_fn: LossFn) -> float:
         """The loss over all rows, without a step."""
         total = torch.zeros((), device=self.model.device)
-        for pack in pack_rows(rows, self.max_tokens):
+        for pack, share in self._packs(rows):
             with self.autocast():
-                total += loss_fn(collate(pack, self.model.device))[0]
-        return float(total)
+                total += share * loss_fn(collate(pack, self.model.device))[0]
+        return self._over_ranks({"loss": total}, None)["loss"]
+
+    @torch.no_grad()
+    def set_values(self, key: str, rows: Sequence[TrainRow], compute: Callable[[RowBatch], Tensor]) -> None:
+        """Sets values[key] of rows of at most `max_tokens_per_micro_batch` tokens: what `compute` says of their targets, a
+        float [N] for each pack."""
+        index = {id(row): i for i, row in enumerate(rows)}
+        found: list[tuple[int, np.ndarray]] = []
+        for pack, share in self._packs(rows):
+            with self.autocast():
+                value_N = compute(collate(pack, self.model.device))
+            parts = value_N.float().cpu().split([len(row.target_ids) for row in pack])
+            found += [(index[id(row)], part.numpy()) for row, part in zip(pack, parts, strict=True)] * share
+        for i, values in chain.from_iterable(self.ranks.gather(found)):
+            rows[i].values[key] = values
 
     def state_dict(self) -> dict[str, Any]:
         return {"optimizer": self.optimizer.state_dict(), "optimizer_step": self.optimizer_step}

@@ -1,0 +1,65 @@
+"""A run of several processes on this machine: started together, ended together, with one report of what went wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+import uuid
+from pathlib import Path
+
+from unmask.errors import UnmaskError
+
+_REPORT = "TORCHELASTIC_ERROR_FILE"  # where torch's launcher reads what a process of its own says of its end
+GRACE_S = 600  # that ranks have to finish a step and save, after a signal
+
+
+def run_several(num_processes: int, arguments: list[str]) -> int:
+    """Runs the command line once for each rank, through torch's launcher; the exit code is that of the rank which failed first.
+
+    Raises `UnmaskError` for that rank's mistake of the user.
+    """
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(GRACE_S))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = LaunchConfig(
+            min_nodes=1, max_nodes=1, nproc_per_node=num_processes, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0", max_restarts=0, monitor_interval=0.1, logs_specs=DefaultLogsSpecs(log_dir=folder),
+        )  # fmt: skip
+        try:
+            elastic_launch(config, sys.executable)("-m", "unmask", *arguments)
+        except SignalException as error:
+            return 128 + error.sigval
+        except ChildFailedError as error:
+            return _report(error)
+    return 0
+
+
+def _report(error: Exception) -> int:
+    """Says which rank ended first and why; those that only lost it are not named."""
+    rank, failure = error.get_first_failure()  # type: ignore[attr-defined]
+    what = failure.message if failure.error_file != "<N/A>" else ""
+    if isinstance(what, dict):
+        what = what.get("message", "")
+    if failure.exitcode == 2 and what:
+        raise UnmaskError(what)
+    reason = what or (f"was ended by signal {-failure.exitcode}" if failure.exitcode < 0 else f"exit code {failure.exitcode}")
+    print(f"error: rank {rank} (process {failure.pid}) failed, and all ranks were ended: {reason}", file=sys.stderr)
+    return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+
+
+def is_rank() -> bool:
+    """Whether this process was started by torch's launcher, which reports its end."""
+    return _REPORT in os.environ
+
+
+def leave_report(message: str) -> None:
+    """For the launcher: why this rank ends."""
+    report = {"message": {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}}
+    Path(os.environ[_REPORT]).write_text(json.dumps(report), encoding="utf-8")
