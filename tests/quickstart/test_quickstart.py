@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import Future
 
 import pytest
 
@@ -153,7 +154,9 @@ def test_pass_at_k_is_any(small, tmp_path, monkeypatch) -> None:
 
     class FixedRewards(RewardPool):
         def submit(self, rollout, example):
-            return lambda: Score(float(next(rewards)), "")
+            future = Future()
+            future.set_result(Score(float(next(rewards)), ""))
+            return future
 
     monkeypatch.setattr(stages, "RewardPool", FixedRewards)
     assert unmask("quickstart", "--dir", tmp_path / "q", *SETTINGS).returncode == 0

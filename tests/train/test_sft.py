@@ -227,7 +227,6 @@ def test_other_data_than_it_began_with_ends_a_resumption(tmp_path) -> None:
     [
         (["train.max_length=3", "eval.num_examples=0"], "all 16 held-out examples are longer than train.max_length 3"),
         (["eval.loss_rates=[0.000001]"], "eval.num_loss_examples: nothing of 16 examples is masked for loss_at_1e-06"),
-        (["stop.metric=", "stop.at_least=0.5"], "set stop.metric"),
         (["lora.dropout=0.5"], "set lora.rank"),
     ],
 )

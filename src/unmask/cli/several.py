@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
 import uuid
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from unmask.errors import UnmaskError
 
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
 _REPORT = "TORCHELASTIC_ERROR_FILE"  # where torch's launcher reads what a process of its own says of its end
+_COLLECTIVE = "torch/distributed/distributed_c10d.py"  # in the traceback of one that waited for another
 GRACE_S = 600  # that ranks have to finish a step and save, after a signal
 
 
@@ -42,16 +48,27 @@ def run_several(num_processes: int, arguments: list[str]) -> int:
 
 
 def _report(error: Exception) -> int:
-    """Says which rank ended first and why; those that only lost it are not named."""
-    rank, failure = error.get_first_failure()  # type: ignore[attr-defined]
-    what = failure.message if failure.error_file != "<N/A>" else ""
-    if isinstance(what, dict):
-        what = what.get("message", "")
+    """Says which rank failed and why: the first of those that did not only lose another one."""
+    failures: dict[int, ProcessFailure] = error.failures  # type: ignore[attr-defined]
+    rank, failure = min(failures.items(), key=lambda item: (_is_consequence(item[1]), item[1].timestamp, item[0]))
+    what = _message(failure)
     if failure.exitcode == 2 and what:
         raise UnmaskError(what)
     reason = what or (f"was ended by signal {-failure.exitcode}" if failure.exitcode < 0 else f"exit code {failure.exitcode}")
     print(f"error: rank {rank} (process {failure.pid}) failed, and all ranks were ended: {reason}", file=sys.stderr)
     return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+
+
+def _message(failure: ProcessFailure) -> str:
+    """What the rank said of its end; nothing if it could not."""
+    if failure.error_file == "<N/A>":
+        return ""
+    return str(failure.message.get("message", "") if isinstance(failure.message, dict) else failure.message)
+
+
+def _is_consequence(failure: ProcessFailure) -> bool:
+    """Whether the rank was ended by the launcher, or waited for one that was gone."""
+    return failure.exitcode == -signal.SIGTERM or _COLLECTIVE in _message(failure)
 
 
 def is_rank() -> bool:

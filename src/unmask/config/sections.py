@@ -150,8 +150,6 @@ class StopConfig(Section):
     def _knows_when(self) -> StopConfig:
         if self.metric and self.at_least is None and not self.patience:
             raise ValueError(f"stop.metric is {self.metric}, but neither stop.at_least nor stop.patience says when to stop")
-        if not self.metric and (self.at_least is not None or self.patience or self.min_steps):
-            raise ValueError("stop says when to stop, but not which metric decides; set stop.metric")
         return self
 
 

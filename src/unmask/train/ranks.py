@@ -90,9 +90,13 @@ def local_rank() -> int:
 
 @contextmanager
 def joined_ranks(device: torch.device) -> Iterator[Ranks]:
-    """All processes of the run, once they have found each other. Raises `UnmaskError` where they do not."""
+    """All processes of the run, once they have found each other (those that have already stay together). Raises `UnmaskError`
+    where they do not."""
     if not is_one_of_several():
         yield ALONE
+        return
+    if dist.is_initialized():
+        yield Ranks(dist.get_rank(), dist.get_world_size())
         return
     global _group
     try:

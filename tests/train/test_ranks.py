@@ -1,0 +1,158 @@
+"""Several ranks train what one does, whatever happens to them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.train.several_runs import NUM_STEPS, RUNS
+from unmask.objectives.rows import TrainRow, pack_rows, share_packs
+
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+# What follows from how rows are packed, and not from what they are.
+FORWARDED = {"num_tokens", "num_forwarded_tokens"}
+
+
+def python(*words: object, **options) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **options)
+
+
+def records(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_equal(a: Path, b: Path) -> None:
+    """To 1e-6 (norms of gradients: 1e-5): float32 sums in another order, and what optimizers make of them."""
+    one, two = records(a), records(b)
+    assert [(r.keys(), r["step"]) for r in one] == [(r.keys(), r["step"]) for r in two]
+    for x, y in zip(one, two, strict=True):
+        for key in x.keys() - FORWARDED:
+            tolerance = 1e-5 if "grad_norm" in key else 1e-6
+            assert math.isclose(x[key], y[key], rel_tol=tolerance, abs_tol=tolerance), (a.name, x["step"], key, x[key], y[key])
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> tuple[Path, Path]:
+    """The same runs of one rank, and of two."""
+    folders = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    for folder, launcher in zip(folders, ([], TORCHRUN), strict=True):
+        result = python(*launcher, "-m", "tests.train.several_runs", folder)
+        assert result.returncode == 0, result.stderr[-3000:]
+    return folders
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_ranks_are_one(runs, name) -> None:
+    one, two = runs
+    assert max(record["step"] for record in records(one / name)) == NUM_STEPS[name]
+    assert_equal(one / name, two / name)
+
+
+def of_length(num_tokens: int, prompt: int = 0) -> TrainRow:
+    tokens = np.arange(num_tokens)
+    ids = np.where(tokens < 4 * bool(prompt), prompt, tokens)
+    nothing = np.zeros(0, dtype=np.int64)
+    return TrainRow(ids, tokens, tokens, np.zeros_like(tokens), nothing, nothing, num_shared=4 * bool(prompt))
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 8])
+def test_packs_are_shared_out_evenly(num_ranks) -> None:
+    rng = np.random.default_rng(num_ranks)
+    for num_rows in (1, 2, 5, 40, 200):
+        rows = [
+            of_length(int(n), int(p)) for n, p in zip(rng.integers(5, 30, num_rows), rng.integers(0, 4, num_rows), strict=True)
+        ]
+        shares = share_packs(rows, 64, num_ranks)
+        assert sorted(id(row) for packs in shares for pack in packs for row in pack) == sorted(map(id, rows))
+        counts = [len(packs) for packs in shares]
+        assert counts == sorted(counts, reverse=True)
+        assert max(counts) - min(counts) <= 1
+        assert max(counts) == -(-len(list(pack_rows(rows, 64))) // num_ranks)  # no more rounds than without ranks
+        if num_rows == 200:
+            tokens = [sum(len(row.input_ids) for pack in packs for row in pack) for packs in shares]
+            assert max(tokens) <= 1.2 * np.mean(tokens)
+    assert share_packs(rows, 64, 1) == [list(pack_rows(rows, 64))]
+
+
+class Started:
+    """`unmask sft --nproc 2`, in a group of processes of its own."""
+
+    def __init__(self, recipe: Path, run: Path, *words: str):
+        name, settings = "sft", RUNS["sft"][1]
+        more = [f"run.dir={run}", "optimizer.lr=1e-3", "run.num_threads=1", f"train.max_steps={NUM_STEPS[name]}"]
+        command = [sys.executable, "-m", "unmask", name, str(recipe), *settings, *more, "--nproc", "2", *words]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def ranks(self) -> list[int]:
+        """Their process ids, in the order of the ranks."""
+        found = {}
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            try:
+                entries = dict(e.split("=", 1) for e in path.read_bytes().decode(errors="replace").split("\0") if "=" in e)
+                parent = int((path.parent / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+            if parent == self.process.pid and "LOCAL_RANK" in entries:
+                found[int(entries["LOCAL_RANK"])] = int(path.parent.name)
+        return [found[rank] for rank in sorted(found)]
+
+    def wait_for(self, file: Path, num_lines: int) -> None:
+        deadline = time.monotonic() + 120
+        while not file.exists() or file.read_text().count("\n") < num_lines:
+            assert self.process.poll() is None, self.process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def end(self) -> tuple[int, str, str]:
+        out, err = self.process.communicate(timeout=120)
+        return self.process.returncode, out, err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the ranks in /proc")
+def test_a_rank_that_dies_ends_all_and_the_run_goes_on_as_if_it_had_not(runs, tmp_path) -> None:
+    recipe, run = runs[1] / "sft.toml", tmp_path / "run"
+    started = Started(recipe, run)
+    started.wait_for(run / "metrics.jsonl", 6)
+    ranks = started.ranks()
+    os.kill(ranks[1], signal.SIGKILL)
+    code, _, err = started.end()
+    assert code == 128 + signal.SIGKILL
+    assert f"error: rank 1 (process {ranks[1]}) failed, and all ranks were ended: was ended by signal 9" in err
+    assert "Traceback" not in err
+    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
+    shutil.copytree(run, tmp_path / "alone")
+    code, out, err = Started(recipe, run, "--resume").end()
+    assert (code, "did all its steps after step 20" in out) == (0, True), err
+    assert (run / "metrics.jsonl").read_bytes() == (runs[1] / "sft" / "metrics.jsonl").read_bytes()
+    words = [f"run.dir={tmp_path / 'alone'}", "optimizer.lr=1e-3", "run.num_threads=1", "train.max_steps=20", *RUNS["sft"][1]]
+    result = python("-m", "unmask", "sft", recipe, *words, "--resume")  # on one rank
+    assert result.returncode == 0, result.stderr
+    assert_equal(runs[0] / "sft", tmp_path / "alone")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the ranks in /proc")
+def test_a_signal_saves_and_a_mistake_is_one_line(runs, tmp_path) -> None:
+    recipe, run = runs[1] / "sft.toml", tmp_path / "run"
+    started = Started(recipe, run, "checkpoint.every_steps=0")
+    started.wait_for(run / "metrics.jsonl", 3)
+    started.process.send_signal(signal.SIGTERM)
+    code, out, err = started.end()
+    assert code == 128 + signal.SIGTERM, err
+    assert "SIGTERM: stopped after step" in out
+    [checkpoint] = (run / "checkpoints").iterdir()
+    assert int(checkpoint.name[-8:]) == max(record["step"] for record in records(run))
+    code, out, err = Started(recipe, run).end()  # found by the first rank alone
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1] == f"error: {run}: is not empty; continue that run with --resume or choose another run.dir"
+    assert "Traceback" not in err
