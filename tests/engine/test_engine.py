@@ -57,10 +57,10 @@ def test_engine_is_generate_with_full_attention(family, strategy, temperature) -
 
 @pytest.mark.parametrize("kind", ["sdar", "dream", "llada"])
 def test_neighbours_with_other_settings_change_nothing(kind) -> None:
-    """64 requests that agree in nothing, together, in threes, and each alone with the readable sampler."""
+    """32 requests that agree in nothing, together, in threes, and each alone with the readable sampler."""
     model = any_model(kind)
-    params = variety(1, 64, full_attention=kind != "sdar")
-    prompts = random_prompts([i % 19 for i in range(64)])
+    params = variety(1, 32, full_attention=kind != "sdar")
+    prompts = random_prompts([i % 19 for i in range(32)])
     want = [generate(model, [prompt], [p])[0] for prompt, p in zip(prompts, params, strict=True)]
     assert_same(Engine(model).generate(prompts, params), want)
     assert_same(Engine(model, max_sequences=3, max_tokens_per_forward=24).generate(prompts, params), want)

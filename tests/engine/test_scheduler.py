@@ -83,17 +83,17 @@ def fuzz(model, seed: int) -> Engine:
 
 def test_random_workloads_on_tiny_pools(model) -> None:
     num_preemptions = num_shared = 0
-    for seed in range(1000):
+    for seed in range(400):
         stats = fuzz(model, seed).stats
         num_preemptions += stats.num_preemptions
         num_shared += stats.num_shared_tokens
-    assert num_preemptions > 200
-    assert num_shared > 20_000
+    assert num_preemptions > 80
+    assert num_shared > 8_000
 
 
 @pytest.mark.slow
 def test_many_more_random_workloads(model) -> None:
-    for seed in range(1000, 20000):
+    for seed in range(400, 20000):
         fuzz(model, seed)
 
 
