@@ -144,6 +144,9 @@ def test_a_rank_that_dies_ends_all_and_the_run_goes_on_as_if_it_had_not(runs, tm
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the ranks in /proc")
 def test_a_signal_saves_and_a_mistake_is_one_line(runs, tmp_path) -> None:
     recipe, run = runs[1] / "sft.toml", tmp_path / "run"
+    hours = Started(recipe, tmp_path / "hours", "train.max_hours=1e-9").end()
+    assert (hours[0], hours[1].strip()) == (0, "train.max_hours: stopped after step 1, saved; continue with --resume"), hours
+    assert (tmp_path / "hours" / "checkpoints" / "step-00000001" / "manifest.json").exists()
     started = Started(recipe, run, "checkpoint.every_steps=0")
     started.wait_for(run / "metrics.jsonl", 3)
     started.process.send_signal(signal.SIGTERM)

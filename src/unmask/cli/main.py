@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +12,7 @@ import typer
 from unmask.cli.checkpoint_app import Checkpoint, Revision, checkpoint_app
 from unmask.cli.data_app import data_app
 from unmask.cli.sandbox_app import sandbox_app
-from unmask.cli.several import is_rank, leave_report
+from unmask.cli.several import describe_defect, is_rank, leave_report
 from unmask.errors import UnmaskError
 
 # Typer carries its own copy of click in newer versions; the base class of its errors is found through one of them.
@@ -260,10 +259,10 @@ def main(arguments: list[str] | None = None) -> Any:
         code = 0
     except OSError as error:  # of files, all others are described where they are used
         code = _fail(f"{error.filename or 'output'}: {error.strerror or error}")
-    except Exception:
+    except Exception as error:
         if not is_rank():
             raise
-        leave_report(traceback.format_exc())
+        leave_report(describe_defect(error))
         code = 1
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _REPORT = "TORCHELASTIC_ERROR_FILE"  # where torch's launcher reads what a process of its own says of its end
 _COLLECTIVE = "torch/distributed/distributed_c10d.py"  # in the traceback of one that waited for another
+_LOST = "waited for a rank that was gone"
 GRACE_S = 600  # that ranks have to finish a step and save, after a signal
 
 
@@ -68,12 +70,18 @@ def _message(failure: ProcessFailure) -> str:
 
 def _is_consequence(failure: ProcessFailure) -> bool:
     """Whether the rank was ended by the launcher, or waited for one that was gone."""
-    return failure.exitcode == -signal.SIGTERM or _COLLECTIVE in _message(failure)
+    return failure.exitcode == -signal.SIGTERM or _message(failure).startswith(_LOST)
 
 
 def is_rank() -> bool:
     """Whether this process was started by torch's launcher, which reports its end."""
     return _REPORT in os.environ
+
+
+def describe_defect(error: Exception) -> str:
+    """The traceback; one line of a rank that has only lost another one."""
+    whole = "".join(traceback.format_exception(error))
+    return f"{_LOST} ({str(error).strip().splitlines()[0]})" if _COLLECTIVE in whole else whole
 
 
 def leave_report(message: str) -> None:

@@ -40,6 +40,9 @@ def train(kind: str, words: list[str], resume: bool, dry_run: bool, num_processe
     if outcome.reason == "interrupted":
         print(f"{outcome.signal_name}: stopped after step {outcome.num_steps}, saved; continue with --resume")
         return outcome.exit_code
+    if outcome.reason == "max_hours":
+        print(f"train.max_hours: stopped after step {outcome.num_steps}, saved; continue with --resume")
+        return 0
     why = {"target": "reached its target", "patience": "got no better any more"}.get(outcome.reason, "did all its steps")
     numbers = ", ".join(f"{name} {value:.4g}" for name, value in outcome.evaluation.items())
     print(f"{why} after step {outcome.num_steps}" + (f": {numbers}" if numbers else ""))

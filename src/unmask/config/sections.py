@@ -171,6 +171,7 @@ class LogConfig(Section):
 
 class SftTrainConfig(Section):
     max_steps: int = Field(1000, ge=1, description="optimizer steps")
+    max_hours: float | None = Field(None, gt=0, description="after so long the run saves and ends, to be resumed; None = never")
     batch_size: int = Field(64, ge=1, description="examples per optimizer step")
     max_tokens_per_micro_batch: int = Field(16384, ge=1, description="tokens of one forward; does not change results")
     use_activation_checkpointing: bool = Field(
@@ -188,6 +189,7 @@ class SftTrainConfig(Section):
 
 class RlTrainConfig(Section):
     max_steps: int = Field(100, ge=1, description="RL steps (rollouts and update)")
+    max_hours: float | None = Field(None, gt=0, description="after so long the run saves and ends, to be resumed; None = never")
     prompts_per_step: int = Field(128, ge=1, description="prompts rolled out in one RL step")
     group_size: int = Field(32, ge=2, description="responses per prompt")
     num_minibatches: int = Field(1, ge=1, description="optimizer steps per epoch over a step's rollouts")

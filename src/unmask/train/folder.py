@@ -24,7 +24,7 @@ from unmask.files import describe_os_error, write_text
 # Keys that may change between a run and its resumption: where and how safely it runs, and how long it goes on. (A longer
 # train.max_steps stretches a learning rate schedule from here on; everything else of a step stays what it was.)
 _MAY_CHANGE = (
-    "run.dir", "run.num_threads", "engine.", "train.max_steps", "train.use_activation_checkpointing",
+    "run.dir", "run.num_threads", "engine.", "train.max_steps", "train.max_hours", "train.use_activation_checkpointing",
     "reward.options.num_workers", "stop.", "checkpoint.", "log.",
 )  # fmt: skip
 

@@ -38,10 +38,10 @@ Evaluate = Callable[[], Mapping[str, float]]  # measures the model as it is now,
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a run ended: "target" (the measured value was reached), "patience" (it got no better any more), "max_steps", or
-    "interrupted" (resumable)."""
+    """How a run ended: "target" (the measured value was reached), "patience" (it got no better any more), "max_steps"; or, to
+    be resumed, "max_hours" and "interrupted"."""
 
-    reason: Literal["target", "patience", "max_steps", "interrupted"]
+    reason: Literal["target", "patience", "max_steps", "max_hours", "interrupted"]
     num_steps: int
     checkpoint: Path
     evaluation: dict[str, float]
@@ -82,7 +82,7 @@ class Run:
                 log = recipe.log if self._reason is None else LogConfig()  # an ended run has nothing more to say
                 self.sinks = open_sinks(log, folder, recipe.model_dump(mode="json"), self.num_steps, resume)
             self._opened = opened.pop_all()
-        self.interruption = Interruption()
+        self.interruption, self._start = Interruption(), time.monotonic()
         columns = RL_COLUMNS if isinstance(recipe, RlRecipe) else SFT_COLUMNS
         self.progress = Progress(
             title, recipe.train.max_steps, self.num_steps, columns=columns, is_quiet=not self.ranks.is_first
@@ -165,6 +165,10 @@ class Run:
         self.interruption.share(self.ranks)
         if self._reason is None and self.interruption.signal_name:
             self._reason = "interrupted"
+        if self._reason is None and self.ranks.of_first(
+            time.monotonic() - self._start >= 3600 * (recipe.train.max_hours or math.inf)
+        ):
+            self._reason = "max_hours"
         is_best = self.stopping.state["kept_step"] == self.num_steps
         if self._reason or is_best or (every and self.num_steps % every == 0):
             self.save()
@@ -205,7 +209,7 @@ class Run:
             "num_steps": self.num_steps,
             "evaluation": self.evaluation,
             "stopping": self.stopping.state,
-            "reason": None if self._reason == "interrupted" else self._reason,
+            "reason": None if self._reason in ("interrupted", "max_hours") else self._reason,
             "metrics_bytes": metrics.sync(),
             "timings_bytes": timings.sync(),
             "rng": rng,
