@@ -10,7 +10,7 @@ import typer
 Checkpoint = Annotated[str, typer.Argument(metavar="CKPT", help="model folder, run folder or hub name")]
 Revision = Annotated[str, typer.Option(help="branch, tag or commit of a hub name")]
 
-checkpoint_app = typer.Typer(help="Make and convert model folders.")
+checkpoint_app = typer.Typer(help="Make and convert model folders, look after those of runs.")
 
 
 @checkpoint_app.callback(invoke_without_command=True)
@@ -46,6 +46,25 @@ def export(
     from unmask.cli.checkpoints import run_export
 
     run_export(checkpoint, output, adapter, dtype, max_shard_gb, revision)
+
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="run folder")]
+
+
+@checkpoint_app.command("list")
+def list_run(run: Run) -> None:
+    """What a run has kept: steps, sizes, times, which is the best."""
+    from unmask.cli.run_checkpoints import run_list
+
+    run_list(run)
+
+
+@checkpoint_app.command()
+def verify(where: Annotated[Path, typer.Argument(metavar="RUN|CKPT", help="run folder, or one of its checkpoints")]) -> None:
+    """Compare all files of checkpoints with their checksums; exit code 2 if one is damaged."""
+    from unmask.cli.run_checkpoints import run_verify
+
+    run_verify(where)
 
 
 @checkpoint_app.command()

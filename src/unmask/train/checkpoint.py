@@ -5,13 +5,14 @@
         config.json, adapter_*, tokenizer files            the adapters of a run that trains those
         value_model/config.json, model.safetensors         of a run that trains one
         trainer_state.pt                                   optimizers, steps, RNG states, position in the metrics
-        manifest.json                                      written last: sizes and SHA-256 of all of it
+        manifest.json                                      written last: sizes and SHA-256 of all of it, itself included
 
 A checkpoint is written to a temporary folder and renamed: it is whole or absent.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import shutil
@@ -79,8 +80,7 @@ def save_checkpoint(
             for file in temporary.rglob("*")
             if file.is_file()
         }
-        manifest = json.dumps({"step": step, "files": dict(sorted(files.items()))}, indent=2)
-        (temporary / MANIFEST).write_text(manifest, encoding="utf-8")
+        (temporary / MANIFEST).write_text(_manifest(step, dict(sorted(files.items()))), encoding="utf-8")
     for old in list_checkpoints(folder)[:-keep_last]:
         if best_step is None or old.name != step_folder(best_step):
             shutil.rmtree(old, ignore_errors=True)
@@ -107,10 +107,19 @@ def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
     return None, skipped
 
 
+def _manifest(step: int, files: dict[str, Any]) -> str:
+    """The text of a manifest, with a checksum of its own: there is no byte that may be another one."""
+    content = {"step": step, "files": files}
+    return json.dumps({**content, "sha256": hashlib.sha256(json.dumps(content).encode()).hexdigest()}, indent=2)
+
+
 def find_damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
-        files = read_json(path / MANIFEST)["files"]
+        manifest = read_json(path / MANIFEST)
+        files = manifest["files"]
+        if (path / MANIFEST).read_bytes() != _manifest(manifest["step"], files).encode():
+            return "its manifest is damaged (its own checksum does not match)"
         if missing := [name for name in REQUIRED if name not in files]:
             return f"its manifest does not list {missing[0]}"
         if not any(name.endswith(".safetensors") for name in files):

@@ -75,19 +75,21 @@ class Trainer(Generic[Model]):
         sums: dict[str, Tensor] = {}
         num_tokens = 0
         reset_expert_load(self.model)
-        load = expert_load(self.model)
+        load: Tensor | None = None
         self.optimizer.zero_grad(set_to_none=True)
         self.model.train()  # for the dropout of adapters
         for pack, share in self._packs(rows):
+            if not share:
+                load = expert_load(self.model)  # without what is not its own
             batch = collate(pack, self.model.device)
             with self.autocast():
                 loss, more = loss_fn(batch)
             (loss * share).backward()
             num_tokens += share * batch.input_ids_BL.numel()
-            load = expert_load(self.model) if share else load
             for key, value in (("loss", loss.detach()), *more.items()):
                 sums[key] = share * value + sums.get(key, 0.0)
         self.model.eval()
+        load = expert_load(self.model) if load is None else load
         self.ranks.sum_([p.grad for p in self.model.parameters() if p.grad is not None])
         totals = self._over_ranks(sums | {"num_tokens": num_tokens}, load)
         grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm, foreach=True)
