@@ -117,7 +117,8 @@ class Trainer(Generic[Model]):
 
     def _over_ranks(self, sums: Mapping[str, Tensor | float], load: Tensor | None) -> dict[str, float]:
         """The sums of all ranks; and, in place, of the experts' loads."""
-        total = torch.stack([torch.as_tensor(value, dtype=torch.float64) for value in sums.values()]).to(self.model.device)
+        device = self.model.device
+        total = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=device) for value in sums.values()])
         self.ranks.sum_([total])
         if load is not None and self.ranks.size > 1:
             load.copy_(torch.from_numpy(np.sum(self.ranks.gather(load.numpy()), 0)))
