@@ -24,7 +24,7 @@ LAYERS = [
     {"objectives", "rewards", "data"},
     {"models", "diffusion"},
     {"attention"},
-    {"config", "metrics", "sandbox"},
+    {"config", "dist", "metrics", "sandbox"},
     {"files", "types"},
     {"errors", "__init__"},
 ]

@@ -7,8 +7,8 @@ import torch
 
 from tests.recipes import RL, SFT
 from unmask.config import RlRecipe, SftRecipe, load_recipe
+from unmask.dist import joined_ranks
 from unmask.launch import start
-from unmask.train.ranks import joined_ranks
 
 VALUE = ["value.enabled=true", "value.optimizer.lr=1e-3", "value.warmup_steps=2", "objective.options.kl_to=reference"]
 # name -> recipe, settings. Seven demonstrations a step are no even share, nor are three prompts; packs of some 64 tokens make

@@ -24,8 +24,8 @@ def train(kind: str, words: list[str], resume: bool, dry_run: bool, num_processe
     if resume and not recipe.run.dir:
         raise UnmaskError("--resume needs run.dir (run.dir=FOLDER)")
     from unmask.cli.several import run_several
+    from unmask.dist import own_rank
     from unmask.launch import default_folder, resolve, start
-    from unmask.train.ranks import own_rank
 
     if dry_run:
         print(to_toml(resolve(recipe)), end="")

@@ -8,12 +8,12 @@ from typing import Any
 
 from unmask.data.chat import ChatTokenizer
 from unmask.data.sources import Source
+from unmask.dist import ALONE, Ranks
 from unmask.engine import Engine
 from unmask.errors import UnmaskError
 from unmask.evaluate.results import METRICS, measure
 from unmask.rl.rollout import make_rollouts
 from unmask.rl.scoring import RewardPool
-from unmask.train.ranks import ALONE, Ranks
 from unmask.types import Example, RolloutGroup, SamplingParams, Trace
 
 

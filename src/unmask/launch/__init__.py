@@ -18,6 +18,7 @@ from unmask.data.row_source import RowSource
 from unmask.data.sources import SOURCES, Source, open_source
 from unmask.data.traces import TraceSource
 from unmask.diffusion.remasking import get_strategy
+from unmask.dist import joined_ranks
 from unmask.engine import Engine
 from unmask.errors import UnmaskError
 from unmask.launch.machine import find_model_folder, pick_device, pick_precision, use_machine
@@ -36,7 +37,6 @@ from unmask.rl.scoring import RewardPool
 from unmask.rl.stages import make_stages
 from unmask.train.checkpoint import seed_rng
 from unmask.train.demonstrations import Lengths, demonstration
-from unmask.train.ranks import joined_ranks
 from unmask.train.run import Outcome, Run
 from unmask.train.sft import train_sft
 from unmask.train.sinks import check_packages
@@ -104,7 +104,7 @@ def start(recipe: SftRecipe | RlRecipe, *, resume: bool = False, title: str = ""
     device = use_machine(recipe.run)
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         ranks = stack.enter_context(joined_ranks(device))
-        if not ranks.is_first and not recipe.run.dir:
+        if ranks.size > 1 and not recipe.run.dir:
             raise UnmaskError("run.dir is missing: several processes need the name of the folder they share")
         pinned, origins = pin_folders(recipe, folder, resume)
         model, tokenizer, tokenizer_from = open_model(pinned.model, recipe.source, recipe.run, Path(scratch))

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 from unmask.config.sections import MachineConfig
+from unmask.dist import local_rank
 from unmask.errors import UnmaskError
 from unmask.models.hub import resolve_folder
 from unmask.train.checkpoint import newest_valid
-from unmask.train.ranks import local_rank
 
 
 def pick_device(name: str) -> torch.device:

@@ -9,6 +9,7 @@ import torch
 
 from unmask.config import Plugin, RlRecipe, SftRecipe
 from unmask.config.sections import EngineLimits, LoraConfig, OptimizerConfig
+from unmask.dist import Ranks
 from unmask.errors import UnmaskError
 from unmask.launch.machine import find_model_folder, pick_precision
 from unmask.models import Decoder, ValueModel
@@ -18,7 +19,6 @@ from unmask.models.lora import add_lora
 from unmask.models.quantize import quantize_linears
 from unmask.objectives import SftObjective, make_sft_objective
 from unmask.rl.critic import Critic
-from unmask.train.ranks import Ranks
 from unmask.train.trainer import Model, Trainer
 
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 
 from unmask.data.chat import ChatTokenizer
+from unmask.dist import ALONE, Ranks
 from unmask.engine import Engine
 from unmask.rewards import Score
 from unmask.rl.scoring import RewardPool
-from unmask.train.ranks import ALONE, Ranks
 from unmask.types import Example, Rollout, RolloutGroup, SamplingParams, Trace
 
 

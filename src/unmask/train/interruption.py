@@ -6,7 +6,7 @@ import signal
 import threading
 from types import FrameType
 
-from unmask.train.ranks import Ranks
+from unmask.dist import Ranks
 
 
 class Interruption:

@@ -53,6 +53,8 @@ class Run:
     """A run from start or resumption to its `outcome`. Use as a context manager around `steps()`.
 
     for step in run.steps(): ...; run.finish_step({...}, {...})
+
+    Of several ranks all have one; the first alone writes, and what it finds in the folder holds for all.
     """
 
     def __init__(

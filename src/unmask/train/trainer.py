@@ -13,12 +13,12 @@ from torch import Tensor
 
 from unmask.attention import get_backend
 from unmask.config.sections import OptimizerConfig
+from unmask.dist import ALONE, Ranks
 from unmask.errors import UnmaskError
 from unmask.models.decoder import Backbone
 from unmask.models.experts import expert_balance, expert_load, reset_expert_load
 from unmask.objectives.rows import RowBatch, TrainRow, collate, share_packs
 from unmask.train.optimizer import learning_rate, make_optimizer
-from unmask.train.ranks import ALONE, Ranks
 from unmask.train.techniques import apply_techniques
 
 # A pack of rows -> its loss (those of all packs add up), sums for the metrics
