@@ -119,7 +119,7 @@ def find_damage(path: Path) -> str | None:
         manifest = read_json(path / MANIFEST)
         files = manifest["files"]
         if (path / MANIFEST).read_bytes() != _manifest(manifest["step"], files).encode():
-            return "its manifest is damaged (its own checksum does not match)"
+            return "its manifest is damaged, or of an older version (its own checksum does not match)"
         if missing := [name for name in REQUIRED if name not in files]:
             return f"its manifest does not list {missing[0]}"
         if not any(name.endswith(".safetensors") for name in files):
