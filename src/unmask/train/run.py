@@ -179,6 +179,8 @@ class Run:
 
     def _link_best(self) -> None:
         """RUN/best leads to the best checkpoint, or is not there."""
+        if not self.ranks.is_first:
+            return
         link, step = self.folder / BEST, self.stopping.state["kept_step"]
         if step is not None:
             replace_link(link, f"checkpoints/{step_folder(step)}")
