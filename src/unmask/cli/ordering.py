@@ -43,9 +43,7 @@ def run_traces(
     items = [demonstration(source, tokenizer, i, 0) for i in range(len(source))]
     examples = [source[i] for i in range(len(source))]
     model = load_model(folder, device=target, dtype=pick_precision(dtype, target))
-    # A config may not list the token with which the chat template ends a turn.
-    stops = tuple(sorted({*model.spec.eos_token_ids, tokenizer.turn_end_id}))
-    order = OrderParams(tokens_per_step, confidence_threshold, block_size, stops)
+    order = OrderParams(tokens_per_step, confidence_threshold, block_size, tokenizer.stop_ids(model.spec.eos_token_ids))
     label = f"{folder.name}@{fingerprint(folder)}"
     ids = [(example.id, 0) for example in examples]
 

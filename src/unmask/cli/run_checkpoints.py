@@ -18,8 +18,10 @@ def run_list(run: Path) -> None:
 
     best = (run / BEST).resolve()
     table = Table(box=None, pad_edge=False)
-    for name, justify in (("checkpoint", "left"), ("MB", "right"), ("written", "left"), ("", "left")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    table.add_column("checkpoint")
+    table.add_column("MB", justify="right")
+    table.add_column("written")
+    table.add_column()
     for path in _checkpoints(run):
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         is_whole = (path / MANIFEST).exists()

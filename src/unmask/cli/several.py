@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from unmask.errors import UnmaskError
 
 if TYPE_CHECKING:
-    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 _REPORT = "TORCHELASTIC_ERROR_FILE"  # where torch's launcher reads what a process of its own says of its end
 _COLLECTIVE = "torch/distributed/distributed_c10d.py"  # in the traceback of one that waited for another
@@ -52,10 +52,9 @@ def run_several(num_processes: int, arguments: list[str]) -> int:
     return 0
 
 
-def _report(error: Exception) -> int:
+def _report(error: ChildFailedError) -> int:
     """Says which rank failed and why: the first of those that did not only lose another one."""
-    failures: dict[int, ProcessFailure] = error.failures  # type: ignore[attr-defined]
-    rank, failure = min(failures.items(), key=lambda item: (_is_consequence(item[1]), item[1].timestamp, item[0]))
+    rank, failure = min(error.failures.items(), key=lambda item: (_is_consequence(item[1]), item[1].timestamp, item[0]))
     what = _message(failure)
     if failure.exitcode == 2 and what:
         raise UnmaskError(what)

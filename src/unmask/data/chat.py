@@ -100,6 +100,10 @@ class ChatTokenizer:
         ids = self.tokenizer
         return {"eos_token_id": [self.turn_end_id], "pad_token_id": ids.pad_token_id, "mask_token_id": ids.mask_token_id}
 
+    def stop_ids(self, eos_token_ids: Sequence[int]) -> tuple[int, ...]:
+        """What ends a response: the model's end tokens, and that of a turn, which a config may not list."""
+        return tuple(sorted({*eos_token_ids, self.turn_end_id}))
+
     def complete(self, mask_token: str) -> None:
         """Adds what a language model from left to right does without: a mask token; the end of a turn pads, if nothing does."""
         if self.tokenizer.mask_token is None:

@@ -26,9 +26,7 @@ def seeded_params(
 ) -> list[SamplingParams]:  # fmt: skip
     """Parameters of every response, group by group: a seed of its own each, and the stop tokens of model and template."""
     if params.stop_token_ids is None and not params.ignore_eos:
-        # A config may not list the token with which the chat template ends a turn.
-        stops = tuple(sorted({*engine.model.spec.eos_token_ids, tokenizer.turn_end_id}))
-        params = params.model_copy(update={"stop_token_ids": stops})
+        params = params.model_copy(update={"stop_token_ids": tokenizer.stop_ids(engine.model.spec.eos_token_ids)})
     return [
         params.model_copy(update={"seed": derive_seed(params.seed, *seed_keys, index, member)})
         for index in range(num_examples)
