@@ -10,7 +10,7 @@ import torch
 
 from tests.conftest import random_prompts
 from tests.models.rows import opinionated
-from unmask.config.sections import OptimizerConfig, ValueConfig
+from unmask.config.training import OptimizerConfig, ValueConfig
 from unmask.diffusion.generate import generate
 from unmask.models import ValueModel
 from unmask.objectives.advantages import get_advantage

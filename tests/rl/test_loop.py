@@ -11,7 +11,7 @@ import torch
 from tests.recipes import RL, SFT, unmask, write_recipe
 from unmask import launch
 from unmask.config import Plugin
-from unmask.config.sections import OptimizerConfig
+from unmask.config.training import OptimizerConfig
 from unmask.data.chained_arithmetic import ChainedArithmetic
 from unmask.data.chat import ChatTokenizer
 from unmask.engine import Engine

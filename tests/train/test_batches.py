@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.recipes import SFT, unmask, write_recipe
-from unmask.config.sections import SftTrainConfig
+from unmask.config.training import SftTrainConfig
 from unmask.data.chat import ChatTokenizer
 from unmask.data.sources import EpochOrder
 from unmask.train.batches import Batches

@@ -12,7 +12,7 @@ from tests.engine.plain import full_attention_model
 from tests.recipes import SFT, unmask, write_recipe
 from unmask.attention import DenseAttention
 from unmask.config import Plugin
-from unmask.config.sections import SftTrainConfig
+from unmask.config.training import SftTrainConfig
 from unmask.data.chat import ChatTokenizer
 from unmask.data.sources import open_source
 from unmask.errors import UnmaskError

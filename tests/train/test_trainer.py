@@ -10,7 +10,7 @@ import torch
 
 from tests.conftest import make_model
 from tests.objectives.test_objectives import demonstrations
-from unmask.config.sections import OptimizerConfig
+from unmask.config.training import OptimizerConfig
 from unmask.errors import UnmaskError
 from unmask.objectives.rows import pack_rows, score_targets
 from unmask.objectives.semi_ar import SemiAR

@@ -9,23 +9,25 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from unmask.config.sections import (
-    BlockStage,
     CheckpointConfig,
     EngineLimits,
     EvalConfig,
     LogConfig,
-    LoraConfig,
     ModelConfig,
-    OptimizerConfig,
     Plugin,
-    ReferenceConfig,
-    RlTrainConfig,
     RunConfig,
     Section,
-    SftBlockStage,
     SftEvalConfig,
-    SftTrainConfig,
     StopConfig,
+)
+from unmask.config.training import (
+    BlockStage,
+    LoraConfig,
+    OptimizerConfig,
+    ReferenceConfig,
+    RlTrainConfig,
+    SftBlockStage,
+    SftTrainConfig,
     ValueConfig,
     check_stages,
 )

@@ -12,7 +12,8 @@ import torch
 
 from unmask.attention import get_backend
 from unmask.config import Plugin, RlRecipe, RunConfig, SftRecipe, fill_plugins
-from unmask.config.sections import ModelConfig, SftTrainConfig
+from unmask.config.sections import ModelConfig
+from unmask.config.training import SftTrainConfig
 from unmask.data.chat import ChatTokenizer
 from unmask.data.row_source import RowSource
 from unmask.data.sources import SOURCES, Source, open_source

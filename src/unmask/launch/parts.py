@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from unmask.config import Plugin, RlRecipe, SftRecipe
-from unmask.config.sections import EngineLimits, LoraConfig, OptimizerConfig
+from unmask.config.sections import EngineLimits
+from unmask.config.training import LoraConfig, OptimizerConfig
 from unmask.dist import Ranks
 from unmask.errors import UnmaskError
 from unmask.launch.machine import find_model_folder, pick_precision

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unmask.config.sections import RlTrainConfig
+from unmask.config.training import RlTrainConfig
 from unmask.objectives.advantages import NO_VARIANCE
 from unmask.types import Example, RolloutGroup
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from torch import Tensor
 
-from unmask.config.sections import ValueConfig
+from unmask.config.training import ValueConfig
 from unmask.models import ValueModel
 from unmask.objectives.rows import RowBatch, TrainRow, fit_rows, set_weights, target_hidden
 from unmask.objectives.value import outcome_rewards, trace_advantages, value_loss

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from unmask.config import RlRecipe
-from unmask.config.sections import RlTrainConfig
+from unmask.config.training import RlTrainConfig
 from unmask.data.chat import ChatTokenizer
 from unmask.data.sources import EpochOrder, Source
 from unmask.engine import Engine

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from unmask.config.sections import SftTrainConfig
+from unmask.config.training import SftTrainConfig
 from unmask.data.chat import ChatTokenizer
 from unmask.data.sources import EpochOrder, Source
 from unmask.train.demonstrations import Lengths, demonstration

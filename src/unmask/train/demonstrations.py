@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from unmask.config.sections import SftTrainConfig
+from unmask.config.training import SftTrainConfig
 from unmask.data.chat import ChatTokenizer
 from unmask.data.sources import Source
 from unmask.errors import UnmaskError

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from unmask.config.sections import OptimizerConfig
+from unmask.config.training import OptimizerConfig
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:

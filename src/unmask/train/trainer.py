@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from unmask.attention import get_backend
-from unmask.config.sections import OptimizerConfig
+from unmask.config.training import OptimizerConfig
 from unmask.dist import ALONE, Ranks
 from unmask.errors import UnmaskError
 from unmask.models.decoder import Backbone
