@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from unmask.errors import UnmaskError
 
@@ -59,8 +61,47 @@ class Ranks:
         for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
+    @property
+    def object_group(self) -> dist.ProcessGroup | None:
+        """Where ranks talk through the memory of CPUs; None of one that is alone."""
+        return _objects() if self.size > 1 else None
+
+    def new_group(self) -> dist.ProcessGroup | None:
+        """Another such group, for a thread of its own. All ranks make it together."""
+        return dist.new_group(backend="gloo", timeout=TIMEOUT) if self.size > 1 else None
+
+    def mesh(self, shard_size: int, device: torch.device) -> DeviceMesh:
+        """One dimension of ranks that hold one copy of a model between them; if there are several copies, another one of
+        these before it. Neighbours share a copy: on machines with as many GPUs, its parts travel within a machine. Raises
+        `UnmaskError`."""
+        if shard_size < 1 or self.size % shard_size:
+            raise UnmaskError(f"train.shard_size {shard_size} does not divide the {self.size} ranks of this run")
+        copies = self.size // shard_size
+        sizes, names = ((copies, shard_size), ("replicate", "shard")) if copies > 1 else ((shard_size,), ("shard",))
+        return init_device_mesh(device.type, sizes, mesh_dim_names=names)
+
 
 ALONE = Ranks()
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this rank holds a part of it only."""
+    return isinstance(tensor, DTensor)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor with the parts of all ranks, which have to ask for it together."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def copy_own_part(target: Tensor, values: Tensor) -> None:
+    """Of whole values, which all ranks have, the part that this rank holds."""
+    if isinstance(target, DTensor):
+        on_device = values.to(device=target.device, dtype=target.dtype)
+        target.copy_(distribute_tensor(on_device, target.device_mesh, target.placements, src_data_rank=None))
+    else:
+        target.copy_(values)
 
 
 def _objects() -> dist.ProcessGroup:

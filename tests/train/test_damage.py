@@ -29,7 +29,15 @@ def names(run) -> list[str]:
 def test_a_flipped_bit_a_cut_and_a_missing_file_are_found(run, tmp_path) -> None:
     whole, rng = run / "checkpoints" / "step-00000004", random.Random(0)
     assert find_damage(whole) is None
-    assert {"model.safetensors", "trainer_state.pt", "config.json", MANIFEST, "tokenizer.json"} <= set(names(run))
+    assert {
+        "model.safetensors",
+        "trainer_state.pt",
+        "optimizer/__0_0.distcp",
+        "optimizer/.metadata",
+        "config.json",
+        MANIFEST,
+        "tokenizer.json",
+    } <= set(names(run))
     shutil.copytree(whole, tmp_path / "c")
     for name in names(run):
         file = tmp_path / "c" / name

@@ -30,12 +30,17 @@ def assert_same_end(a: Path, b: Path) -> None:
     assert x.keys() == y.keys()
     assert all(torch.equal(x[k], y[k]) for k in x)
     s, t = (torch.load(p / "trainer_state.pt", weights_only=True) for p in (last_a, last_b))
-    assert equal(s["trainer"], t["trainer"])
+    assert equal(s["trainers"], t["trainers"])
+    assert optimizer_state(last_a) == optimizer_state(last_b)
     assert equal(s["rng"], t["rng"])
     assert {k: s[k] for k in ("num_steps", "evaluation", "metrics_bytes", "reason")} == {
         k: t[k] for k in ("num_steps", "evaluation", "metrics_bytes", "reason")
     }
     assert (a / "metrics.jsonl").read_bytes() == (b / "metrics.jsonl").read_bytes()
+
+
+def optimizer_state(checkpoint: Path) -> bytes:
+    return (checkpoint / "optimizer" / "__0_0.distcp").read_bytes()
 
 
 def equal(x, y) -> bool:

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.recipes import SFT, unmask, write_recipe
-from unmask.train import run as run_module
 from unmask.train.progress import Progress
 from unmask.train.run import read_metrics
+from unmask.train.saving import CheckpointWriter
 from unmask.train.sinks import TensorBoardSink
 
 BOARD, PROJECT = "log.tensorboard=true", "log.wandb_project=demo"
@@ -98,9 +98,9 @@ def test_a_flush_makes_records_outlive_the_process(tmp_path) -> None:
 
 def test_sinks_are_flushed_before_each_checkpoint(tmp_path, monkeypatch) -> None:
     done: list[str] = []
-    save = run_module.save_checkpoint
+    save = CheckpointWriter.save
     monkeypatch.setattr(TensorBoardSink, "flush", lambda self: done.append("flush"))
-    monkeypatch.setattr(run_module, "save_checkpoint", lambda *words: done.append("save") or save(*words))
+    monkeypatch.setattr(CheckpointWriter, "save", lambda *words, **more: done.append("save") or save(*words, **more))
     assert unmask("sft", write_recipe(tmp_path, "sft", SFT), f"run.dir={tmp_path / 'run'}", BOARD).returncode == 0
     assert done == ["flush", "save"] * 3
 

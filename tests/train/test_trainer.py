@@ -59,11 +59,11 @@ def test_optimizer_lives_across_steps() -> None:
 def test_state_dict_continues_exactly() -> None:
     trainer, objective = make_trainer()
     step(trainer, objective)
-    weights, state = copy.deepcopy(trainer.model.state_dict()), copy.deepcopy(trainer.state_dict())
+    saved = copy.deepcopy((trainer.model.state_dict(), trainer.optimizer.state_dict(), trainer.state_dict()))
     step(trainer, objective)
     other, _ = make_trainer()
-    other.model.load_state_dict(weights)
-    other.load_state_dict(state)
+    for part, state in zip((other.model, other.optimizer, other), saved, strict=True):
+        part.load_state_dict(state)
     step(other, objective)
     assert all(torch.equal(p, q) for p, q in zip(trainer.model.parameters(), other.model.parameters(), strict=True))
 

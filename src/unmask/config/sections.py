@@ -141,6 +141,7 @@ class StopConfig(Section):
 class CheckpointConfig(Section):
     every_steps: int = Field(50, ge=0, description="0 = only at the end")
     keep_last: int = Field(2, ge=1, description="older checkpoints are removed")
+    is_asynchronous: bool = Field(True, description="written beside the training, from a copy; false = the run waits for it")
     keep_best: str = Field(
         "", description="name of an evaluation metric: the checkpoint with the best value stays, as RUN/best; empty = none"
     )

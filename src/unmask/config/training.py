@@ -32,6 +32,11 @@ class TrainConfig(Section):
     use_activation_checkpointing: bool = Field(
         False, description="layers are computed again in the backward pass: less memory, more time, the same results"
     )
+    use_compile: bool = Field(False, description="layers of updates are compiled (torch.compile); the first steps take longer")
+    shard_size: int = Field(
+        1, ge=0, description="so many ranks hold one copy of weights, gradients and optimizer between them (FSDP2); 1 = each "
+        "has its own, 0 = all together, else several copies (HSDP)",
+    )  # fmt: skip
 
 
 class SftTrainConfig(TrainConfig):

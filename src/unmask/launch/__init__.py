@@ -20,12 +20,20 @@ from unmask.data.sources import SOURCES, Source, open_source
 from unmask.data.traces import TraceSource
 from unmask.diffusion.remasking import get_strategy
 from unmask.dist import joined_ranks
-from unmask.engine import Engine
 from unmask.errors import UnmaskError
 from unmask.launch.machine import find_model_folder, pick_device, pick_precision, use_machine
 from unmask.launch.measures import joined, make_evaluator, make_loss_meter, measured_metrics
 from unmask.launch.origins import adapter_base, keep_beginning, pin_data, pin_folders
-from unmask.launch.parts import add_adapters, limits_beside_training, make_critic, make_reference, make_sft_stages, make_trainer
+from unmask.launch.parts import (
+    add_adapters,
+    is_sharding,
+    make_critic,
+    make_engine,
+    make_reference,
+    make_sft_stages,
+    make_trainer,
+    place_of_weights,
+)
 from unmask.models import Decoder, find_family, preset_config
 from unmask.models.checkpoint import load_model, new_model
 from unmask.models.hub import resolve_folder
@@ -61,9 +69,13 @@ def resolve(recipe: SftRecipe | RlRecipe) -> SftRecipe | RlRecipe:
     return recipe
 
 
-def open_model(config: ModelConfig, source: Plugin, run: RunConfig, scratch: Path) -> tuple[Decoder, ChatTokenizer, Path]:
-    """The model to train, its tokenizer, and a folder with the tokenizer's files (`scratch` for a preset)."""
-    device = use_machine(run)
+def open_model(
+    config: ModelConfig, source: Plugin, run: RunConfig, scratch: Path, device: torch.device | None = None
+) -> tuple[Decoder, ChatTokenizer, Path]:
+    """The model to train, its tokenizer, and a folder with the tokenizer's files (`scratch` for a preset).
+
+    device: where it goes; None = as `run` says."""
+    device = device or use_machine(run)
     if config.path:
         folder = find_model_folder(config.path, config.revision)
         return load_model(folder, device=device), ChatTokenizer.load(folder), folder
@@ -108,7 +120,9 @@ def start(recipe: SftRecipe | RlRecipe, *, resume: bool = False, title: str = ""
         if ranks.size > 1 and not recipe.run.dir:
             raise UnmaskError("run.dir is missing: several processes need the name of the folder they share")
         pinned, origins = pin_folders(recipe, folder, resume)
-        model, tokenizer, tokenizer_from = open_model(pinned.model, recipe.source, recipe.run, Path(scratch))
+        model, tokenizer, tokenizer_from = open_model(
+            pinned.model, recipe.source, recipe.run, Path(scratch), place_of_weights(recipe, ranks)
+        )
         source = open_source(recipe.source, "train", seed)
         pin_data(source, origins, folder)
         steps = recipe.train.max_steps
@@ -117,13 +131,13 @@ def start(recipe: SftRecipe | RlRecipe, *, resume: bool = False, title: str = ""
             steps *= recipe.train.num_minibatches * recipe.train.num_epochs
         critic = reference = None
         if isinstance(pinned, RlRecipe):  # of the weights as they are, before there are adapters
-            critic, reference = make_critic(pinned, model, ranks), make_reference(pinned, model)
+            critic, reference = make_critic(pinned, model, ranks), make_reference(pinned, model, ranks)
         base = adapter_base(recipe, pinned, model, Path(scratch))
-        add_adapters(model, recipe.lora, base)
+        add_adapters(model, recipe.lora, base, is_sharding=is_sharding(recipe, ranks))
+        engine = make_engine(recipe, model, ranks, tokenizer.decode)
         trainer = make_trainer(model, recipe, recipe.optimizer, steps, ranks)
         if ranks.size > 1:  # what is the same on all ranks is there; dropout is not
             seed_rng(seed + ranks.rank)
-        engine = Engine(model, decode=tokenizer.decode, **limits_beside_training(recipe.engine, model.device))
         rewards = RewardPool(recipe.reward)
         measures = [make_evaluator(recipe, trainer, engine, tokenizer, rewards)] if recipe.eval.num_examples else []
         title = title or kind

@@ -48,6 +48,7 @@ def make_evaluator(
         engine.check(tokenizer.prompt_ids(examples[0]), config.sampling, name="eval.sampling")
 
     def measure() -> dict[str, float]:
+        trainer.publish(engine.model)
         engine.update_weights(policy_version=trainer.optimizer_step)
         with trainer.autocast():
             result = evaluate(engine, tokenizer, examples, config.sampling, rewards, ranks=trainer.ranks)

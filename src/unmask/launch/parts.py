@@ -10,9 +10,11 @@ import torch
 from unmask.config import Plugin, RlRecipe, SftRecipe
 from unmask.config.sections import EngineLimits
 from unmask.config.training import LoraConfig, OptimizerConfig
+from unmask.diffusion.sequence import Decode
 from unmask.dist import Ranks
+from unmask.engine import Engine
 from unmask.errors import UnmaskError
-from unmask.launch.machine import find_model_folder, pick_precision
+from unmask.launch.machine import find_model_folder, pick_precision, use_machine
 from unmask.models import Decoder, ValueModel
 from unmask.models.checkpoint import load_model
 from unmask.models.decoder import Backbone
@@ -20,6 +22,7 @@ from unmask.models.lora import add_lora
 from unmask.models.quantize import quantize_linears
 from unmask.objectives import SftObjective, make_sft_objective
 from unmask.rl.critic import Critic
+from unmask.train.techniques import apply_techniques
 from unmask.train.trainer import Model, Trainer
 
 
@@ -27,11 +30,34 @@ def make_trainer(
     model: Model, recipe: SftRecipe | RlRecipe, optimizer: OptimizerConfig, num_steps: int, ranks: Ranks
 ) -> Trainer[Model]:
     """num_steps: optimizer steps of the whole run."""
+    device = use_machine(recipe.run)
     return Trainer(
         model, optimizer, max_optimizer_steps=num_steps, max_tokens_per_micro_batch=recipe.train.max_tokens_per_micro_batch,
-        attention_backend=recipe.run.attention_backend, precision=pick_precision(recipe.run.precision, model.device),
-        use_activation_checkpointing=recipe.train.use_activation_checkpointing, ranks=ranks,
+        attention_backend=recipe.run.attention_backend, precision=pick_precision(recipe.run.precision, device),
+        use_activation_checkpointing=recipe.train.use_activation_checkpointing, use_compile=recipe.train.use_compile,
+        shard_size=recipe.train.shard_size, device=device, ranks=ranks,
     )  # fmt: skip
+
+
+def place_of_weights(recipe: SftRecipe | RlRecipe, ranks: Ranks) -> torch.device:
+    """Where whole models are loaded: the device, or for those that it then gets a part of, the memory of the CPU."""
+    return torch.device("cpu") if is_sharding(recipe, ranks) else use_machine(recipe.run)
+
+
+def is_sharding(recipe: SftRecipe | RlRecipe, ranks: Ranks) -> bool:
+    return (recipe.train.shard_size or ranks.size) > 1
+
+
+def make_engine(recipe: SftRecipe | RlRecipe, model: Decoder, ranks: Ranks, decode: Decode) -> Engine:
+    """Decodes with the model itself or, where that is about to be sharded, with a whole copy on the device, whose layers are in
+    the run's precision: `Trainer.publish` brings it the weights."""
+    device = use_machine(recipe.run)
+    if is_sharding(recipe, ranks):
+        model = copy.deepcopy(model).requires_grad_(False)
+        if pick_precision(recipe.run.precision, device) == "bfloat16":
+            model.layers.bfloat16()
+        model = model.to(device)
+    return Engine(model, decode=decode, **limits_beside_training(recipe.engine, device))
 
 
 def make_sft_stages(recipe: SftRecipe, model: Decoder) -> list[tuple[int, SftObjective]]:
@@ -52,11 +78,13 @@ def make_sft_stages(recipe: SftRecipe, model: Decoder) -> list[tuple[int, SftObj
     return stages
 
 
-def add_adapters(model: Decoder, config: LoraConfig, base: str) -> None:
+def add_adapters(model: Decoder, config: LoraConfig, base: str, *, is_sharding: bool = False) -> None:
     """Puts the recipe's adapters, if it has any, into the model. base: see `add_lora`. Raises `UnmaskError`."""
     if not config.rank:
         return
     if config.base_bits == 4:
+        if is_sharding:
+            raise UnmaskError("lora.base_bits 4: weights of four bits are whole on every rank; set train.shard_size to 1")
         quantize_linears(model)
     options = config.model_dump(exclude={"base_bits"})
     add_lora(model, **options, base=base)
@@ -76,8 +104,17 @@ def make_critic(recipe: RlRecipe, policy: Decoder, ranks: Ranks) -> Critic | Non
     return Critic(model, make_trainer(model, recipe, config.optimizer, num_steps, ranks), config)
 
 
-def make_reference(recipe: RlRecipe, policy: Decoder) -> Decoder | None:
+def make_reference(recipe: RlRecipe, policy: Decoder, ranks: Ranks) -> Decoder | None:
     """The frozen model that the KL is to, where the objective asks for one. Raises `UnmaskError`."""
+    model = _find_reference(recipe, policy)
+    if model is not None and is_sharding(recipe, ranks):
+        device = use_machine(recipe.run)
+        precision = pick_precision(recipe.run.precision, device)
+        apply_techniques(model, shard_size=recipe.train.shard_size, ranks=ranks, device=device, precision=precision)
+    return model
+
+
+def _find_reference(recipe: RlRecipe, policy: Decoder) -> Decoder | None:
     if recipe.objective.options.get("kl_to") != "reference":
         if recipe.reference.path:
             raise UnmaskError("reference.path is given, but no KL is to it: set objective.options.kl_to to reference")

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
 import torch
+from torch import Tensor
 
+from unmask.dist import copy_own_part, is_sharded
 from unmask.errors import UnmaskError
 from unmask.files import check_replaceable, new_folder, read_json
 from unmask.models import find_family, lora, preset_config
@@ -135,13 +137,23 @@ def load_weights(model: Backbone, folder: Path) -> None:
         lora.restore_adapter(model.adapters[0], folder)
         return
     family, stored = find_family(model.config), read_headers(folder)
-    check_tensors(stored, model, family, model.spec, folder)
-    _fill(model, family, stored, folder)
+    parameters = dict(model.named_parameters())
+    has_parts = any(map(is_sharded, parameters.values()))
+    read = {n: torch.empty(p.shape, dtype=p.dtype) for n, p in parameters.items()} if has_parts else parameters
+    check_tensors(stored, model, family, model.spec, folder, read)
+    _fill(model, family, stored, folder, read)
+    if has_parts:
+        for name, parameter in parameters.items():
+            copy_own_part(parameter, read.pop(name))
 
 
-def _fill(model: Backbone, family: ModelFamily, stored: dict[str, StoredTensor], folder: Path) -> None:
-    """Copies tensors that are known to fit. Raises `UnmaskError` for a tied head that is not the embedding."""
-    wanted = checkpoint_tensors(model, family)
+def _fill(
+    model: Backbone, family: ModelFamily, stored: dict[str, StoredTensor], folder: Path,
+    parameters: Mapping[str, Tensor] | None = None,
+) -> None:  # fmt: skip
+    """Copies tensors that are known to fit into the model's, or those given in their place. Raises `UnmaskError` for a tied
+    head that is not the embedding."""
+    wanted = checkpoint_tensors(model, family, parameters)
     with torch.no_grad():
         read_tensors(stored, wanted)
         value_head = family.to_checkpoint_name("value_head.weight")
@@ -200,13 +212,18 @@ def new_model_from(
     return model.eval()
 
 
-def write_weights(model: Backbone, folder: Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
-    """Writes config.json and the tensors, under the family's names, into an existing folder."""
+def write_weights(
+    model: Backbone, folder: Path, max_shard_bytes: int = MAX_SHARD_BYTES, parameters: Mapping[str, Tensor] | None = None
+) -> None:
+    """Writes config.json and the tensors, under the family's names, into an existing folder.
+
+    parameters: by our names, in place of the model's own.
+    """
     family, config = find_family(model.config), dict(model.config)
     for key in {"dtype", "torch_dtype"} & set(config):  # tools that read the weights as the config says must not round them
         if str(config[key]).removeprefix("torch.") != (name := str(model.dtype).removeprefix("torch.")):
             config[key] = name
-    tensors = checkpoint_tensors(model, family)
+    tensors = checkpoint_tensors(model, family, parameters)
     if model.stores_tied_head:
         embedding = tensors[family.to_checkpoint_name("embed_tokens.weight")]
         tensors[family.to_checkpoint_name("lm_head.weight")] = embedding.clone()
@@ -214,9 +231,12 @@ def write_weights(model: Backbone, folder: Path, max_shard_bytes: int = MAX_SHAR
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def write_adapters(model: Backbone, folder: Path) -> None:
-    """Writes config.json and the adapters of a model that has some, and nothing else of it, into an existing folder."""
-    lora.write_adapter(model.adapters[0], folder)
+def write_adapters(model: Backbone, folder: Path, parameters: Mapping[str, Tensor] | None = None) -> None:
+    """Writes config.json and the adapters of a model that has some, and nothing else of it, into an existing folder.
+
+    parameters: by our names, in place of the model's own.
+    """
+    lora.write_adapter(model.adapters[0], folder, parameters)
     (folder / "config.json").write_text(json.dumps(model.config, indent=2) + "\n", encoding="utf-8")
 
 

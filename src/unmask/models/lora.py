@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
+from unmask.dist import copy_own_part
 from unmask.errors import UnmaskError
 from unmask.files import new_folder, read_json
 from unmask.models.decoder import Backbone, Decoder
@@ -79,9 +80,10 @@ def save_adapter(adapter: PeftModel, folder: str | Path) -> None:
         write_adapter(adapter, temporary)
 
 
-def write_adapter(adapter: PeftModel, folder: Path) -> None:
-    """The adapter's two files, into an existing folder."""
-    adapter.save_pretrained(str(folder), save_embedding_layers=False)
+def write_adapter(adapter: PeftModel, folder: Path, parameters: Mapping[str, Tensor] | None = None) -> None:
+    """The adapter's two files, into an existing folder. parameters: by the model's names, in place of its own."""
+    state = None if parameters is None else {f"base_model.model.{name}": tensor for name, tensor in parameters.items()}
+    adapter.save_pretrained(str(folder), save_embedding_layers=False, state_dict=state)
     (folder / "README.md").unlink(missing_ok=True)  # an empty form of peft's
     # Peft is not told: it would look for a config of transformers' there.
     model: Any = adapter.get_base_model()
@@ -92,10 +94,11 @@ def write_adapter(adapter: PeftModel, folder: Path) -> None:
 def restore_adapter(adapter: PeftModel, folder: Path) -> None:
     """Reads saved adapters into those that are there, which have the same shapes. Raises `UnmaskError`."""
     file = folder / _WEIGHTS
-    wanted = set(_peft().get_peft_model_state_dict(adapter))
-    if wrong := sorted(wanted ^ safetensors_names(file)):
+    wanted = _peft().get_peft_model_state_dict(adapter)
+    if wrong := sorted(set(wanted) ^ safetensors_names(file)):
         raise UnmaskError(f"{file}: tensor {wrong[0]!r} is not in both the file and the model ({len(wrong)} such in all)")
-    _peft().set_peft_model_state_dict(adapter, load_file(file))
+    for name, values in load_file(file).items():
+        copy_own_part(wanted[name], values)
 
 
 def is_adapter(folder: Path) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,13 +37,16 @@ class StoredTensor(NamedTuple):
     shape: tuple[int, ...]
 
 
-def checkpoint_tensors(model: nn.Module, family: ModelFamily) -> dict[str, Tensor]:
+def checkpoint_tensors(
+    model: nn.Module, family: ModelFamily, parameters: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
     """The model's parameters (a tied one once) under the family's tensor names, as views; stacked experts one by one.
 
-    Raises `UnmaskError` for a model with adapters in it, which has other parameters.
+    parameters: by our names, in place of the model's own. Raises `UnmaskError` for a model with adapters in it, which has
+    other parameters.
     """
     tensors: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in (dict(model.named_parameters()) if parameters is None else parameters).items():
         if ".base_layer." in name or ".lora_" in name:
             raise UnmaskError("the model has adapters in it; take them out first (merge_adapter), or save them (save_adapter)")
         target = family.to_checkpoint_name(name)
@@ -127,14 +130,15 @@ def find_pickles(folder: Path) -> list[str]:
 
 
 def check_tensors(
-    stored: dict[str, StoredTensor], model: nn.Module, family: ModelFamily, spec: ModelSpec, folder: Path
-) -> None:
+    stored: dict[str, StoredTensor], model: nn.Module, family: ModelFamily, spec: ModelSpec, folder: Path,
+    parameters: Mapping[str, Tensor] | None = None,
+) -> None:  # fmt: skip
     """Raises `UnmaskError` naming tensors that are missing, unexpected or mis-shaped for this model.
 
     A tied head that is stored all the same may be there; a value model may come from a policy (no head yet) or be read
     beside a policy's head.
     """
-    wanted = checkpoint_tensors(model, family)
+    wanted = checkpoint_tensors(model, family, parameters)
     head, value_head = family.to_checkpoint_name("lm_head.weight"), family.to_checkpoint_name("value_head.weight")
     may_be_extra = {head} if spec.is_tied else set()
     if value_head in wanted:

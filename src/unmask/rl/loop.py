@@ -29,6 +29,7 @@ from unmask.rl.scoring import RewardPool
 from unmask.rl.stages import Stage, enter_stage
 from unmask.train.run import Outcome, Run
 from unmask.train.stopwatch import Stopwatch
+from unmask.train.techniques import reshard
 from unmask.train.trainer import Trainer
 from unmask.types import Example, Rollout, RolloutGroup
 
@@ -80,6 +81,8 @@ def train_rl(
             views = partial(stage.views, spec=trainer.model.spec)
 
             # 1. Prompts in seeded epochs; rollouts with the weights as they are, rewarded; groups without signal replaced.
+            trainer.publish(engine.model)
+            clock.lap("publish_s")
             engine.update_weights(policy_version=trainer.optimizer_step)
             collected = collect(take, partial(decode, stage, step), settings, keeps_all=keeps_all)
             groups = collected.kept
@@ -171,6 +174,7 @@ def set_logprobs(key: str, rows: Sequence[TrainRow], model: Decoder, trainer: Tr
     trainer.set_values(
         key, rows, lambda batch: score_targets(model, batch, trainer.backend, temperature=temperature).logprobs_N
     )
+    reshard(model)
 
 
 def sampler_mismatch(rollouts: Sequence[Rollout], trainer: Trainer, temperature: float) -> dict[str, float]:

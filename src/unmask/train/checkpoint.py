@@ -4,10 +4,11 @@
         config.json, model.safetensors, tokenizer files    an ordinary model folder (large weights: several shards), or
         config.json, adapter_*, tokenizer files            the adapters of a run that trains those
         value_model/config.json, model.safetensors         of a run that trains one
-        trainer_state.pt                                   optimizers, steps, RNG states, position in the metrics
+        optimizer/                                         what the optimizers keep of each weight, in parts (torch DCP)
+        trainer_state.pt                                   steps, RNG states, position in the metrics
         manifest.json                                      written last: sizes and SHA-256 of all of it, itself included
 
-A checkpoint is written to a temporary folder and renamed: it is whole or absent.
+A checkpoint is written to a temporary folder and renamed: it is whole or absent. See train/saving.py for how.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from unmask.dist import Ranks
 from unmask.errors import UnmaskError
-from unmask.files import new_folder, read_json, sha256
-from unmask.models.checkpoint import load_weights, write_adapters, write_weights
-from unmask.models.decoder import Backbone
-from unmask.models.hub import carry_files
+from unmask.files import read_json, sha256
+from unmask.models.checkpoint import load_weights
+from unmask.train.optimizer import load_optimizer_tensors
+from unmask.train.trainer import Trainer
 
-MANIFEST = "manifest.json"
-REQUIRED = ("config.json", "trainer_state.pt")
+MANIFEST, STATE, OPTIMIZER = "manifest.json", "trainer_state.pt", "optimizer"
+REQUIRED = ("config.json", STATE)
 
 
 def seed_rng(seed: int) -> None:
@@ -60,33 +61,6 @@ def set_rng_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
-def save_checkpoint(
-    folder: Path, step: int, models: Mapping[str, Backbone], state: dict[str, Any], tokenizer_from: Path, keep_last: int,
-    best_step: int | None = None,
-) -> Path:  # fmt: skip
-    """Writes checkpoints/step-N atomically, then removes all but the newest `keep_last` and that of `best_step`.
-
-    models: by the folder within the checkpoint, "" for the checkpoint itself. Raises `UnmaskError`.
-    """
-    target = folder / step_folder(step)
-    with new_folder(target, marker=MANIFEST) as temporary:
-        for name, model in models.items():
-            (temporary / name).mkdir(exist_ok=True)
-            (write_adapters if model.adapters else write_weights)(model, temporary / name)
-        carry_files(tokenizer_from, temporary)
-        torch.save(state, temporary / "trainer_state.pt")
-        files = {
-            file.relative_to(temporary).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256(file)}
-            for file in temporary.rglob("*")
-            if file.is_file()
-        }
-        (temporary / MANIFEST).write_text(_manifest(step, dict(sorted(files.items()))), encoding="utf-8")
-    for old in list_checkpoints(folder)[:-keep_last]:
-        if best_step is None or old.name != step_folder(best_step):
-            shutil.rmtree(old, ignore_errors=True)
-    return target
-
-
 def step_folder(step: int) -> str:
     return f"step-{step:08d}"
 
@@ -107,7 +81,7 @@ def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
     return None, skipped
 
 
-def _manifest(step: int, files: dict[str, Any]) -> str:
+def manifest_text(step: int, files: dict[str, Any]) -> str:
     """The text of a manifest, with a checksum of its own: there is no byte that may be another one."""
     content = {"step": step, "files": files}
     return json.dumps({**content, "sha256": hashlib.sha256(json.dumps(content).encode()).hexdigest()}, indent=2)
@@ -118,7 +92,7 @@ def find_damage(path: Path) -> str | None:
     try:
         manifest = read_json(path / MANIFEST)
         files = manifest["files"]
-        if (path / MANIFEST).read_bytes() != _manifest(manifest["step"], files).encode():
+        if (path / MANIFEST).read_bytes() != manifest_text(manifest["step"], files).encode():
             return "its manifest is damaged, or of an older version (its own checksum does not match)"
         if missing := [name for name in REQUIRED if name not in files]:
             return f"its manifest does not list {missing[0]}"
@@ -137,11 +111,16 @@ def find_damage(path: Path) -> str | None:
     return None
 
 
-def load_checkpoint(path: Path, models: Mapping[str, Backbone], rank: int = 0) -> dict[str, Any]:
-    """Restores weights in place and the rank's global generators, if it had any; returns the saved state."""
-    for name, model in models.items():
-        load_weights(model, path / name)
-    state = torch.load(path / "trainer_state.pt", map_location="cpu", weights_only=True)
-    if rank < len(state["rng"]):
-        set_rng_state(state["rng"][rank])
+def load_checkpoint(path: Path, trainers: Mapping[str, Trainer], ranks: Ranks) -> dict[str, Any]:
+    """Restores weights and optimizers in place, whatever ranks they were written by, and the rank's global generators, if it
+    had any; returns the saved state. trainers: by the folder of their model, "" for the checkpoint itself. Raises
+    `UnmaskError`."""
+    state = torch.load(path / STATE, map_location="cpu", weights_only=True)
+    for name, trainer in trainers.items():
+        load_weights(trainer.model, path / name)
+        trainer.load_state_dict(state["trainers"][name])
+    if (path / OPTIMIZER).is_dir():
+        load_optimizer_tensors(path / OPTIMIZER, {name: (t.model, t.optimizer) for name, t in trainers.items()}, ranks)
+    if ranks.rank < len(state["rng"]):
+        set_rng_state(state["rng"][ranks.rank])
     return state

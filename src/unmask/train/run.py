@@ -9,6 +9,7 @@ RUN/best               link to the best of them
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,11 +26,11 @@ from unmask.errors import UnmaskError
 from unmask.files import replace_link
 from unmask.metrics import JsonlWriter
 from unmask.models import Decoder, ValueModel
-from unmask.models.decoder import Backbone
-from unmask.train.checkpoint import load_checkpoint, newest_valid, rng_state, save_checkpoint, step_folder
+from unmask.train.checkpoint import load_checkpoint, newest_valid, rng_state, step_folder
 from unmask.train.folder import BEST, lock_folder, prepare_folder
 from unmask.train.interruption import Interruption
 from unmask.train.progress import RL_COLUMNS, SFT_COLUMNS, Progress
+from unmask.train.saving import CheckpointWriter
 from unmask.train.sinks import Sink, open_sinks
 from unmask.train.stopping import Stopping
 from unmask.train.trainer import Trainer
@@ -61,7 +63,8 @@ class Run:
         self, folder: Path, recipe: SftRecipe | RlRecipe, trainer: Trainer[Decoder], tokenizer_from: Path, evaluate: Evaluate,
         *, resume: bool, title: str, value_trainer: Trainer[ValueModel] | None = None,
     ):  # fmt: skip
-        self.value_trainer = value_trainer
+        # By the folder of the checkpoint that their models are kept in.
+        self._trainers: dict[str, Trainer] = {"": trainer} | ({"value_model": value_trainer} if value_trainer else {})
         self.loop_state: dict[str, Any] = {}  # what the loop wants to know again after a resumption
         self.folder, self.recipe, self.trainer = folder, recipe, trainer
         self.tokenizer_from, self.evaluate = tokenizer_from, evaluate
@@ -84,6 +87,10 @@ class Run:
                 log = recipe.log if self._reason is None else LogConfig()  # an ended run has nothing more to say
                 self.sinks = open_sinks(log, folder, recipe.model_dump(mode="json"), self.num_steps, resume)
             self._opened = opened.pop_all()
+        self.writer = CheckpointWriter(
+            folder / "checkpoints", self._trainers, tokenizer_from, self.ranks, keep_last=recipe.checkpoint.keep_last,
+            is_asynchronous=recipe.checkpoint.is_asynchronous,
+        )  # fmt: skip
         self.interruption, self._start = Interruption(), time.monotonic()
         columns = RL_COLUMNS if isinstance(recipe, RlRecipe) else SFT_COLUMNS
         self.progress = Progress(
@@ -102,14 +109,11 @@ class Run:
             for file in self.files:
                 file.truncate(0)
             return [*notes, f"{self.folder}: no checkpoint yet, starting from the beginning"]
-        state = load_checkpoint(checkpoint, self._models(), self.ranks.rank)
-        self.trainer.load_state_dict(state["trainer"])
-        if self.value_trainer is not None:
-            self.value_trainer.load_state_dict(state["value_trainer"])
+        state = load_checkpoint(checkpoint, self._trainers, self.ranks)
         self.loop_state.update(state["loop"])
         self.num_steps, self.evaluation = state["num_steps"], state["evaluation"]
         self.stopping.restore(state["stopping"])
-        self._link_best()
+        self._link_best(self.stopping.state["kept_step"])
         for file, size in zip(self.files, (state["metrics_bytes"], state["timings_bytes"]), strict=False):
             file.truncate(size)
         if state["reason"] == "target" and self.stopping.is_target_reached(self.evaluation, self.num_steps):
@@ -120,10 +124,6 @@ class Run:
             self._reason = "max_steps"
         return [*notes, f"resuming after step {self.num_steps} from {checkpoint}"]
 
-    def _models(self) -> dict[str, Backbone]:
-        """By the folder of the checkpoint they are kept in."""
-        return {"": self.trainer.model} | ({"value_model": self.value_trainer.model} if self.value_trainer else {})
-
     def __enter__(self) -> Run:
         self.interruption.__enter__()
         self.progress.__enter__()
@@ -131,6 +131,7 @@ class Run:
 
     def __exit__(self, *exc_info: object) -> None:
         with self._opened:
+            self.writer.close()
             self.progress.__exit__(*exc_info)
             self.interruption.__exit__(*exc_info)
             for sink in self.sinks:
@@ -174,14 +175,15 @@ class Run:
         is_best = self.stopping.state["kept_step"] == self.num_steps
         if self._reason or is_best or (every and self.num_steps % every == 0):
             self.save()
-        if is_best:
-            self._link_best()
+        self.writer.check()
+        if self._reason:
+            self.writer.wait()
 
-    def _link_best(self) -> None:
-        """RUN/best leads to the best checkpoint, or is not there."""
+    def _link_best(self, step: int | None) -> None:
+        """RUN/best leads to the best checkpoint, that of this step, or is not there."""
         if not self.ranks.is_first:
             return
-        link, step = self.folder / BEST, self.stopping.state["kept_step"]
+        link = self.folder / BEST
         if step is not None:
             replace_link(link, f"checkpoints/{step_folder(step)}")
         elif link.is_symlink():
@@ -200,27 +202,23 @@ class Run:
             sink.write(self.num_steps, values)
 
     def save(self) -> None:
-        rng = self.ranks.gather(rng_state())
-        if not self.ranks.is_first:
-            return
+        """Begins to write a checkpoint; the run may go on."""
         for sink in self.sinks:
             sink.flush()
-        metrics, timings = self.files
+        sizes = [file.size() for file in self.files]
         state = {
-            "trainer": self.trainer.state_dict(),
-            "value_trainer": self.value_trainer.state_dict() if self.value_trainer else None,
-            "loop": self.loop_state,
+            "trainers": {name: trainer.state_dict() for name, trainer in self._trainers.items()},
+            "loop": copy.deepcopy(self.loop_state),
             "num_steps": self.num_steps,
             "evaluation": self.evaluation,
-            "stopping": self.stopping.state,
+            "stopping": copy.deepcopy(self.stopping.state),
             "reason": None if self._reason in ("interrupted", "max_hours") else self._reason,
-            "metrics_bytes": metrics.sync(),
-            "timings_bytes": timings.sync(),
-            "rng": rng,
+            "metrics_bytes": sizes[0] if sizes else 0,
+            "timings_bytes": sizes[1] if sizes else 0,
+            "rng": self.ranks.gather(rng_state()),
         }
-        keep, best = self.recipe.checkpoint.keep_last, self.stopping.state["kept_step"]
-        folder = self.folder / "checkpoints"
-        save_checkpoint(folder, self.num_steps, self._models(), state, self.tokenizer_from, keep, best)
+        best = self.stopping.state["kept_step"]
+        self.writer.save(self.num_steps, state, best, self.files, on_written=partial(self._link_best, best))
 
     @property
     def outcome(self) -> Outcome:

@@ -1,20 +1,113 @@
-"""What is done to a model from outside before it is trained; the model itself knows nothing of it."""
+"""What is done to a model from outside before it is trained: activation checkpointing, compilation, sharding over ranks. The
+model itself knows nothing of it."""
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
+from functools import partial, wraps
+from typing import Any, cast
 
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
 
+from unmask.dist import ALONE, Ranks, whole
 from unmask.models.decoder import Backbone
 
 
-def apply_techniques(model: Backbone, *, use_activation_checkpointing: bool = False) -> None:
+def apply_techniques(
+    model: Backbone, *, use_activation_checkpointing: bool = False, use_compile: bool = False, shard_size: int = 1,
+    ranks: Ranks = ALONE, device: torch.device | None = None, precision: str = "float32",
+) -> None:  # fmt: skip
     """Applied in place, in a fixed order.
 
     use_activation_checkpointing: of each layer only the input is kept for the backward pass, which computes the layer again
-        (Chen et al. 2016, arXiv 1604.06174). Where no gradient is wanted, nothing changes.
+        (Chen et al. 2016, arXiv 1604.06174).
+    use_compile: layers are compiled, for any number of tokens.
+    shard_size: so many of the ranks hold one copy of the model between them (FSDP2; 1 = each its own, 0 = all together); the
+        parts go to `device` (None = where the model is). A layer's weights are whole while it computes; those outside the
+        layers from the first forward until `reshard`.
+    precision: "bfloat16" lets the weights of sharded layers travel in it; gradients are summed in float32.
+
+    Where no gradient is wanted, the first two change nothing. Raises `UnmaskError` for a size that does not divide the ranks.
     """
-    if use_activation_checkpointing:
-        for layer in model.layers:
-            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+    for layer in model.layers:
+        plain = layer.forward
+        if use_activation_checkpointing:
+            layer.forward = partial(checkpoint, plain, use_reentrant=False)
+        if use_compile:
+            layer.forward = _where_gradients(torch.compile(layer.forward, dynamic=True), plain)
+    size = shard_size or ranks.size
+    if size == 1:
+        return
+    mesh = ranks.mesh(size, device or model.device)
+    # What a layer gets is not cast: autocast says what is computed in which dtype, here as without ranks.
+    dtype = torch.bfloat16 if precision == "bfloat16" else None
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for layer in model.layers:
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    # The head is read outside of its module (objectives/fused_head.py): the root's weights stay until the backward pass.
+    fully_shard(model, mesh=mesh, reshard_after_forward=False, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
+
+
+def _where_gradients(compiled: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
+    """The engine and whatever else reads the model has shapes and caches of its own."""
+
+    @wraps(plain)
+    def forward(*args: Any) -> Any:
+        return (compiled if torch.is_grad_enabled() else plain)(*args)
+
+    return forward
+
+
+def is_sharded(model: nn.Module) -> bool:
+    return isinstance(model, FSDPModule)
+
+
+def gradient_factor(model: nn.Module, ranks: Ranks, *, is_last: bool) -> int:
+    """What the loss of a rank is multiplied by, so that the gradients of all come out as sums: sharded models make means.
+
+    is_last: whether this is the last backward pass before an optimizer step, after which copies of a part are put together.
+    """
+    if not isinstance(model, FSDPModule):
+        return 1
+    model.set_requires_all_reduce(is_last)
+    return ranks.size
+
+
+def reshard(model: nn.Module) -> None:
+    """Frees weights that are whole, after a forward without a backward pass, and before its parameters are looked at."""
+    if isinstance(model, FSDPModule):
+        model.reshard()
+
+
+@torch.no_grad()
+def copy_whole_weights(model: Backbone, target: Backbone) -> None:
+    """What is trained of a sharded model, into one of the same shapes that is whole; nothing goes over a disk. All ranks do it
+    together. A layer's weights travel at once, while those before are copied."""
+    reshard(model)
+    wanted = dict(target.named_parameters())
+    groups: list[tuple[str, nn.Module]] = [(f"layers.{i}.", layer) for i, layer in enumerate(model.layers)] + [("", model)]
+    coming: list[tuple[str, nn.Module]] = []
+    for prefix, group in groups:
+        own = {prefix + name: p for name, p in group.named_parameters() if prefix or not name.startswith("layers.")}
+        if all(parameter.requires_grad for parameter in own.values()):
+            coming.append((prefix, group))
+            continue
+        for name, parameter in own.items():  # adapters, without the frozen weights around them
+            if parameter.requires_grad:
+                wanted[name].copy_(whole(parameter))
+    handles = []
+    for i in range(len(coming) + 1):
+        if i < len(coming):
+            handles.append(cast(FSDPModule, coming[i][1]).unshard(async_op=True))
+        if i == 0:
+            continue
+        prefix, group = coming[i - 1]
+        if (handle := handles[i - 1]) is not None:
+            handle.wait()
+        for name, parameter in group.named_parameters():
+            if prefix or not name.startswith("layers."):
+                wanted[prefix + name].copy_(parameter)
+        cast(FSDPModule, group).reshard()

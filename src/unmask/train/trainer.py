@@ -13,13 +13,13 @@ from torch import Tensor
 
 from unmask.attention import get_backend
 from unmask.config.training import OptimizerConfig
-from unmask.dist import ALONE, Ranks
+from unmask.dist import ALONE, Ranks, whole
 from unmask.errors import UnmaskError
 from unmask.models.decoder import Backbone
 from unmask.models.experts import expert_balance, expert_load, reset_expert_load
 from unmask.objectives.rows import RowBatch, TrainRow, collate, share_packs
 from unmask.train.optimizer import learning_rate, make_optimizer
-from unmask.train.techniques import apply_techniques
+from unmask.train.techniques import apply_techniques, copy_whole_weights, gradient_factor, is_sharded, reshard
 
 # A pack of rows -> its loss (those of all packs add up), sums for the metrics
 LossFn = Callable[[RowBatch], tuple[Tensor, dict[str, Tensor]]]
@@ -50,9 +50,17 @@ class Trainer(Generic[Model]):
         attention_backend: str = "auto",
         precision: str = "float32",
         use_activation_checkpointing: bool = False,
+        use_compile: bool = False,
+        shard_size: int = 1,
+        device: torch.device | None = None,
         ranks: Ranks = ALONE,
     ):
-        apply_techniques(model, use_activation_checkpointing=use_activation_checkpointing)
+        """device: where a model goes that is sharded; None = where it is. The rest as in `apply_techniques`."""
+        apply_techniques(
+            model, use_activation_checkpointing=use_activation_checkpointing, use_compile=use_compile, shard_size=shard_size,
+            ranks=ranks, device=device, precision=precision,
+        )  # fmt: skip
+        self.is_sharded = is_sharded(model)
         self.model, self.config = model, config
         self.max_optimizer_steps = max_optimizer_steps
         self.max_tokens = max_tokens_per_micro_batch
@@ -78,21 +86,23 @@ class Trainer(Generic[Model]):
         load: Tensor | None = None
         self.optimizer.zero_grad(set_to_none=True)
         self.model.train()  # for the dropout of adapters
-        for pack, share in self._packs(rows):
+        packs = list(self._packs(rows))
+        for i, (pack, share) in enumerate(packs):
             if not share:
                 load = expert_load(self.model)  # without what is not its own
             batch = collate(pack, self.model.device)
             with self.autocast():
                 loss, more = loss_fn(batch)
-            (loss * share).backward()
+            (loss * share * gradient_factor(self.model, self.ranks, is_last=i == len(packs) - 1)).backward()
             num_tokens += share * batch.input_ids_BL.numel()
             for key, value in (("loss", loss.detach()), *more.items()):
                 sums[key] = share * value + sums.get(key, 0.0)
         self.model.eval()
         load = expert_load(self.model) if load is None else load
-        self.ranks.sum_([p.grad for p in self.model.parameters() if p.grad is not None])
+        if not self.is_sharded:
+            self.ranks.sum_([p.grad for p in self.model.parameters() if p.grad is not None])
         totals = self._over_ranks(sums | {"num_tokens": num_tokens}, load)
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm, foreach=True)
+        grad_norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm, foreach=True))
         if not (torch.isfinite(grad_norm) and math.isfinite(totals["loss"])):
             raise UnmaskError(
                 f"optimizer step {self.optimizer_step}: loss {totals['loss']} or gradient {float(grad_norm)} is not "
@@ -131,6 +141,7 @@ class Trainer(Generic[Model]):
         for pack, share in self._packs(rows):
             with self.autocast():
                 total += share * loss_fn(collate(pack, self.model.device))[0]
+        reshard(self.model)
         return self._over_ranks({"loss": total}, None)["loss"]
 
     @torch.no_grad()
@@ -144,12 +155,19 @@ class Trainer(Generic[Model]):
                 value_N = compute(collate(pack, self.model.device))
             parts = value_N.float().cpu().split([len(row.target_ids) for row in pack])
             found += [(index[id(row)], part.numpy()) for row, part in zip(pack, parts, strict=True)] * share
+        reshard(self.model)
         for i, values in chain.from_iterable(self.ranks.gather(found)):
             rows[i].values[key] = values
 
+    def publish(self, model: Backbone) -> None:
+        """Gives the weights to a model that decodes, unless it is the trainer's own."""
+        if model is not self.model:
+            copy_whole_weights(self.model, model)
+            model.spec = self.model.spec  # with the block size of the stage
+
     def state_dict(self) -> dict[str, Any]:
-        return {"optimizer": self.optimizer.state_dict(), "optimizer_step": self.optimizer_step}
+        """What there is besides the weights and the optimizer's tensors."""
+        return {"optimizer_step": self.optimizer_step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
         self.optimizer_step = state["optimizer_step"]

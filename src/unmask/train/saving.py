@@ -1,0 +1,145 @@
+"""Writing checkpoints beside the training: copied at once, written in a thread, there when all of it is.
+
+All ranks copy what they hold: the first one the weights, each its part of the optimizers' tensors. A run goes on as soon as
+that is done.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed import checkpoint as dcp
+
+from unmask.dist import Ranks, is_sharded, whole
+from unmask.files import new_folder, sha256
+from unmask.metrics import JsonlWriter
+from unmask.models.checkpoint import write_adapters, write_weights
+from unmask.models.hub import carry_files
+from unmask.train.checkpoint import MANIFEST, OPTIMIZER, STATE, list_checkpoints, manifest_text, step_folder
+from unmask.train.optimizer import optimizer_tensors
+from unmask.train.techniques import reshard
+from unmask.train.trainer import Trainer
+
+
+class CheckpointWriter:
+    """Of one run, one checkpoint after the other.
+
+    trainers: by the folder of their model within a checkpoint, "" for the checkpoint itself. tokenizer_from: a folder.
+    """
+
+    def __init__(
+        self, folder: Path, trainers: Mapping[str, Trainer], tokenizer_from: Path, ranks: Ranks, *, keep_last: int,
+        is_asynchronous: bool = True,
+    ):  # fmt: skip
+        self.folder, self.trainers, self.tokenizer_from, self.ranks = folder, trainers, tokenizer_from, ranks
+        self.keep_last, self.is_asynchronous = keep_last, is_asynchronous
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._group = ranks.new_group()
+
+    def save(
+        self, step: int, state: dict[str, Any], best_step: int | None = None, records: Sequence[JsonlWriter] = (),
+        on_written: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        """Begins to write checkpoints/step-N, after the one before; this one and then `on_written` may still be waited for.
+
+        Older ones are removed afterwards, all but the newest `keep_last` and that of `best_step`. records: files that the
+        state knows lines of, which are made durable. on_written: called on the first rank. Raises `UnmaskError`, for the
+        one before, too.
+        """
+        self.wait()
+        weights = {name: self._weights(trainer) for name, trainer in self.trainers.items()}
+        stack = ExitStack()
+        temporary = None
+        if self.ranks.is_first:
+            temporary = stack.enter_context(new_folder(self.folder / step_folder(step), marker=MANIFEST))
+        shared = self.ranks.of_first(temporary)
+        assert shared is not None
+        # Files are synced as the folder takes its place.
+        writer = dcp.FileSystemWriter(shared / OPTIMIZER, sync_files=False)
+        tensors = writer.stage(self._optimizer_share())
+
+        has_optimizer = any(trainer.optimizer.state for trainer in self.trainers.values())
+
+        def write() -> None:
+            with stack:
+                if temporary is not None:
+                    self._write_first(temporary, weights, state)
+                if has_optimizer:
+                    dcp.save(tensors, storage_writer=writer, process_group=self._group, no_dist=self.ranks.size == 1)
+                if temporary is not None:
+                    files = {
+                        file.relative_to(temporary).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256(file)}
+                        for file in temporary.rglob("*")
+                        if file.is_file()
+                    }
+                    for record in records:
+                        record.sync()
+                    (temporary / MANIFEST).write_text(manifest_text(step, dict(sorted(files.items()))), encoding="utf-8")
+            if temporary is not None:
+                on_written()
+                for old in list_checkpoints(self.folder)[: -self.keep_last]:
+                    if best_step is None or old.name != step_folder(best_step):
+                        shutil.rmtree(old, ignore_errors=True)
+
+        def write_and_keep_errors() -> None:
+            try:
+                write()
+            except BaseException as error:
+                self._error = error
+
+        self._thread = threading.Thread(target=write_and_keep_errors, name="checkpoint", daemon=True)
+        self._thread.start()
+        if not self.is_asynchronous:
+            self.wait()
+
+    def wait(self) -> None:
+        """Returns when everything is written. Raises what went wrong with it."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+    def check(self) -> None:
+        """Raises what has gone wrong so far."""
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def close(self) -> None:
+        """Lets a process that is alone finish what it writes, whatever becomes of it; others may be gone."""
+        if self._thread is not None and self.ranks.size == 1:
+            self._thread.join()
+
+    def _optimizer_share(self) -> dict[str, Tensor]:
+        """This rank's parts of sharded tensors; of those that all ranks have, each takes some."""
+        found = optimizer_tensors({name: (trainer.model, trainer.optimizer) for name, trainer in self.trainers.items()})
+        size, rank = self.ranks.size, self.ranks.rank
+        return {key: t for i, (key, t) in enumerate(found.items()) if is_sharded(t) or i % size == rank}
+
+    def _weights(self, trainer: Trainer) -> dict[str, Tensor]:
+        """Copies of what is trained, on the first rank."""
+        reshard(trainer.model)
+        copies: dict[str, Tensor] = {}
+        for name, parameter in trainer.model.named_parameters():
+            if parameter.requires_grad or not trainer.model.adapters:
+                values = whole(parameter.detach())
+                if self.ranks.is_first:
+                    copies[name] = values.to("cpu", copy=True)
+        return copies
+
+    def _write_first(self, temporary: Path, weights: Mapping[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
+        """What the first rank alone writes."""
+        for name, trainer in self.trainers.items():
+            (temporary / name).mkdir(exist_ok=True)
+            write = write_adapters if trainer.model.adapters else write_weights
+            write(trainer.model, temporary / name, parameters=weights[name])
+        carry_files(self.tokenizer_from, temporary)
+        torch.save(state, temporary / STATE)
