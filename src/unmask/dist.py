@@ -11,15 +11,17 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from unmask.errors import UnmaskError
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor
 
 Value = TypeVar("Value")
 
@@ -74,6 +76,8 @@ class Ranks:
         """One dimension of ranks that hold one copy of a model between them; if there are several copies, another one of
         these before it. Neighbours share a copy: on machines with as many GPUs, its parts travel within a machine. Raises
         `UnmaskError`."""
+        from torch.distributed.device_mesh import init_device_mesh
+
         if shard_size < 1 or self.size % shard_size:
             raise UnmaskError(f"train.shard_size {shard_size} does not divide the {self.size} ranks of this run")
         copies = self.size // shard_size
@@ -84,24 +88,26 @@ class Ranks:
 ALONE = Ranks()
 
 
-def is_sharded(tensor: Tensor) -> bool:
-    """Whether this rank holds a part of it only."""
-    return isinstance(tensor, DTensor)
+def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Whether this rank holds a part of it only: a DTensor (whose package takes a second to import)."""
+    return hasattr(tensor, "placements")
 
 
 def whole(tensor: Tensor) -> Tensor:
     """The tensor with the parts of all ranks, which have to ask for it together."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 @torch.no_grad()
 def copy_own_part(target: Tensor, values: Tensor) -> None:
     """Of whole values, which all ranks have, the part that this rank holds."""
-    if isinstance(target, DTensor):
-        on_device = values.to(device=target.device, dtype=target.dtype)
-        target.copy_(distribute_tensor(on_device, target.device_mesh, target.placements, src_data_rank=None))
-    else:
+    if not is_sharded(target):
         target.copy_(values)
+        return
+    from torch.distributed.tensor import distribute_tensor
+
+    on_device = values.to(device=target.device, dtype=target.dtype)
+    target.copy_(distribute_tensor(on_device, target.device_mesh, target.placements, src_data_rank=None))
 
 
 def _objects() -> dist.ProcessGroup:

@@ -10,16 +10,34 @@ from unmask.config import RlRecipe, SftRecipe, load_recipe
 from unmask.dist import joined_ranks
 from unmask.launch import start
 
-VALUE = ["value.enabled=true", "value.optimizer.lr=1e-3", "value.warmup_steps=2", "objective.options.kl_to=reference"]
+# A signal at each step: an untrained model's responses have different shares of digits.
+REWARD = """
+def share_of_digits(rollout, example):
+    return sum(map(str.isdigit, rollout.text)) / max(1, len(rollout.text))
+"""
+VALUE = [
+    "value.enabled=true",
+    "value.optimizer.lr=1e-4",
+    "optimizer.lr=1e-4",
+    "value.warmup_steps=2",
+    "objective.options.kl_to=reference",
+]
 # name -> recipe, settings. Seven demonstrations a step are no even share, nor are three prompts; packs of some 64 tokens make
 # several rounds, of which the last is not full.
+SHARDED = ["train.shard_size=0"]  # over the ranks there are: with one, nothing is
 RUNS = {
-    "sft": (SFT, ["train.batch_size=7", "train.max_tokens_per_micro_batch=64", "eval.num_loss_examples=5"]),
+    "sft": (SFT, ["train.batch_size=7", "train.max_tokens_per_micro_batch=64", "eval.num_loss_examples=5", *SHARDED]),
+    "sft-copies": (SFT, ["train.batch_size=7", "train.max_tokens_per_micro_batch=64"]),
     "sft-moe": (SFT, ["model.preset=sdar_moe/tiny", "train.batch_size=7", "optimizer.lr=1e-4"]),
-    "sft-llada": (SFT, ["model.preset=llada/tiny", "train.batch_size=5", "lora.rank=4"]),
+    "sft-moe-sharded": (SFT, ["model.preset=sdar_moe/tiny", "train.batch_size=7", "optimizer.lr=1e-4", *SHARDED]),
+    "sft-llada": (SFT, ["model.preset=llada/tiny", "train.batch_size=5", "lora.rank=4", *SHARDED]),
     "rl": (RL, ["train.prompts_per_step=3", "train.max_tokens_per_micro_batch=256", *VALUE]),
-}
-NUM_STEPS = {"sft": 20, "sft-moe": 6, "sft-llada": 6, "rl": 20}
+    "rl-sharded": (
+        RL, ["train.prompts_per_step=3", "train.use_activation_checkpointing=true", "checkpoint.is_asynchronous=false",
+             *VALUE, *SHARDED],
+    ),
+}  # fmt: skip
+NUM_STEPS = {"sft": 20, "sft-copies": 4, "sft-moe": 6, "sft-moe-sharded": 4, "sft-llada": 6, "rl": 20, "rl-sharded": 8}
 
 
 def run_all(folder: Path) -> None:
@@ -27,6 +45,9 @@ def run_all(folder: Path) -> None:
         file = folder / f"{name}.toml"
         if not file.exists():
             file.write_text(text)
+        if text is RL:
+            (folder / "reward.py").write_text(REWARD)
+            words = [*words, f"reward.name={folder / 'reward.py'}:share_of_digits", "reward.options={}"]
         kind = SftRecipe if text is SFT else RlRecipe
         more = [f"run.dir={folder / name}", f"train.max_steps={NUM_STEPS[name]}", "run.num_threads=1"]
         start(load_recipe(kind, [file], ["optimizer.lr=1e-3", *words, *more]))

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import checkpoint as dcp
 
 from unmask.config.training import OptimizerConfig
 from unmask.dist import Ranks
@@ -55,6 +54,8 @@ def optimizer_tensors(optimized: Optimized) -> dict[str, Tensor]:
 def load_optimizer_tensors(folder: Path, optimized: Optimized, ranks: Ranks) -> None:
     """Reads what was written of `optimizer_tensors`, by whatever ranks: of sharded weights each rank gets its part. Raises
     `UnmaskError` for tensors that have no place."""
+    from torch.distributed import checkpoint as dcp  # where needed: it takes a second to import
+
     parameters = {
         f"{name}/{n}": (p, optimizer) for name, (model, optimizer) in optimized.items() for n, p in model.named_parameters()
     }

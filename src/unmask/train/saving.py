@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed import checkpoint as dcp
 
 from unmask.dist import Ranks, is_sharded, whole
 from unmask.files import new_folder, sha256
@@ -54,6 +53,8 @@ class CheckpointWriter:
         state knows lines of, which are made durable. on_written: called on the first rank. Raises `UnmaskError`, for the
         one before, too.
         """
+        from torch.distributed import checkpoint as dcp  # where needed: it takes a second to import
+
         self.wait()
         weights = {name: self._weights(trainer) for name, trainer in self.trainers.items()}
         stack = ExitStack()

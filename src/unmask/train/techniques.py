@@ -5,15 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial, wraps
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
 
 from unmask.dist import ALONE, Ranks, whole
 from unmask.models.decoder import Backbone
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
 
 
 def apply_techniques(
@@ -41,6 +43,8 @@ def apply_techniques(
     size = shard_size or ranks.size
     if size == 1:
         return
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # where needed: it takes a second to import
+
     mesh = ranks.mesh(size, device or model.device)
     # What a layer gets is not cast: autocast says what is computed in which dtype, here as without ranks.
     dtype = torch.bfloat16 if precision == "bfloat16" else None
@@ -61,8 +65,9 @@ def _where_gradients(compiled: Callable[..., Any], plain: Callable[..., Any]) ->
     return forward
 
 
-def is_sharded(model: nn.Module) -> bool:
-    return isinstance(model, FSDPModule)
+def is_sharded(model: nn.Module) -> TypeGuard[FSDPModule]:
+    """Whether `apply_techniques` made this rank hold a part of it only."""
+    return hasattr(model, "reshard")
 
 
 def gradient_factor(model: nn.Module, ranks: Ranks, *, is_last: bool) -> int:
@@ -70,7 +75,7 @@ def gradient_factor(model: nn.Module, ranks: Ranks, *, is_last: bool) -> int:
 
     is_last: whether this is the last backward pass before an optimizer step, after which copies of a part are put together.
     """
-    if not isinstance(model, FSDPModule):
+    if not is_sharded(model):
         return 1
     model.set_requires_all_reduce(is_last)
     return ranks.size
@@ -78,7 +83,7 @@ def gradient_factor(model: nn.Module, ranks: Ranks, *, is_last: bool) -> int:
 
 def reshard(model: nn.Module) -> None:
     """Frees weights that are whole, after a forward without a backward pass, and before its parameters are looked at."""
-    if isinstance(model, FSDPModule):
+    if is_sharded(model):
         model.reshard()
 
 
@@ -101,7 +106,7 @@ def copy_whole_weights(model: Backbone, target: Backbone) -> None:
     handles = []
     for i in range(len(coming) + 1):
         if i < len(coming):
-            handles.append(cast(FSDPModule, coming[i][1]).unshard(async_op=True))
+            handles.append(cast("FSDPModule", coming[i][1]).unshard(async_op=True))
         if i == 0:
             continue
         prefix, group = coming[i - 1]
@@ -110,4 +115,4 @@ def copy_whole_weights(model: Backbone, target: Backbone) -> None:
         for name, parameter in group.named_parameters():
             if prefix or not name.startswith("layers."):
                 wanted[prefix + name].copy_(parameter)
-        cast(FSDPModule, group).reshard()
+        cast("FSDPModule", group).reshard()
