@@ -5,14 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Any, TypeGuard, cast
+from typing import TYPE_CHECKING, NamedTuple, TypeGuard, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from unmask.attention import Attend
 from unmask.dist import ALONE, Ranks, whole
 from unmask.models.decoder import Backbone
+from unmask.models.layers import Forward
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
@@ -35,11 +37,10 @@ def apply_techniques(
     Where no gradient is wanted, the first two change nothing. Raises `UnmaskError` for a size that does not divide the ranks.
     """
     for layer in model.layers:
-        plain = layer.forward
-        if use_activation_checkpointing:
-            layer.forward = partial(checkpoint, plain, use_reentrant=False)
         if use_compile:
-            layer.forward = _where_gradients(torch.compile(layer.forward, dynamic=True), plain)
+            layer.forward = _compiled(layer.forward)
+        if use_activation_checkpointing:
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
     size = shard_size or ranks.size
     if size == 1:
         return
@@ -55,12 +56,26 @@ def apply_techniques(
     fully_shard(model, mesh=mesh, reshard_after_forward=False, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
 
 
-def _where_gradients(compiled: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
-    """The engine and whatever else reads the model has shapes and caches of its own."""
+class _Uncompiled(NamedTuple):
+    """Attention that stays out of a compiled layer: backends differ with every pack, or compile themselves."""
+
+    attend: Attend
+
+    @torch.compiler.disable
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return self.attend(q, k, v)
+
+
+def _compiled(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A layer's forward, for any number of tokens. The engine, and what else reads the model without gradients, has shapes and
+    caches of its own."""
+    compiled = torch.compile(plain, dynamic=True)
 
     @wraps(plain)
-    def forward(*args: Any) -> Any:
-        return (compiled if torch.is_grad_enabled() else plain)(*args)
+    def forward(x_BLD: Tensor, shared: Forward, layer: int) -> Tensor:
+        if not torch.is_grad_enabled():
+            return plain(x_BLD, shared, layer)
+        return compiled(x_BLD, shared._replace(attend=_Uncompiled(shared.attend)), layer)
 
     return forward
 
