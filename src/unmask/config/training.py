@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -31,6 +31,9 @@ class TrainConfig(Section):
     max_tokens_per_micro_batch: int = Field(16384, ge=1, description="tokens of one forward; does not change results")
     use_activation_checkpointing: bool = Field(
         False, description="layers are computed again in the backward pass: less memory, more time, the same results"
+    )
+    profile_steps: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (), strict=False, description="steps of which every rank writes a Chrome trace, counted from 1 as metrics have them"
     )
 
 
