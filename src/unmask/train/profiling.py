@@ -29,6 +29,7 @@ class StepProfiler:
     def begin(self, step: int) -> None:
         """step: counted from 1."""
         if step in self.steps:
+            os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or the profiler says on stderr when it starts and stops
             self._step, self._profile = step, profile(activities=self.activities, record_shapes=True)
             self._profile.start()
 
