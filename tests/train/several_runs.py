@@ -11,11 +11,12 @@ from unmask.dist import joined_ranks
 from unmask.launch import start
 
 VALUE = ["value.enabled=true", "value.optimizer.lr=1e-3", "value.warmup_steps=2", "objective.options.kl_to=reference"]
+WATCHED = ["log.tensorboard=true", "train.profile_steps=[2]"]
 # name -> recipe, settings. Seven demonstrations a step are no even share, nor are three prompts; packs of some 64 tokens make
 # several rounds, of which the last is not full.
 RUNS = {
     "sft": (SFT, ["train.batch_size=7", "train.max_tokens_per_micro_batch=64", "eval.num_loss_examples=5"]),
-    "sft-moe": (SFT, ["model.preset=sdar_moe/tiny", "train.batch_size=7", "optimizer.lr=1e-4"]),
+    "sft-moe": (SFT, ["model.preset=sdar_moe/tiny", "train.batch_size=7", "optimizer.lr=1e-4", *WATCHED]),
     "sft-llada": (SFT, ["model.preset=llada/tiny", "train.batch_size=5", "lora.rank=4"]),
     "rl": (RL, ["train.prompts_per_step=3", "train.max_tokens_per_micro_batch=256", *VALUE]),
 }
