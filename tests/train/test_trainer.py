@@ -13,6 +13,7 @@ from tests.conftest import make_model
 from tests.objectives.test_objectives import demonstrations
 from unmask.attention import visibility
 from unmask.config.training import OptimizerConfig
+from unmask.dist import Ranks
 from unmask.errors import UnmaskError
 from unmask.models.flops import Work, model_flops
 from unmask.objectives.rows import collate, pack_rows, score_targets
@@ -172,3 +173,17 @@ def test_the_operations_of_an_update_are_counted() -> None:
     trainer.measure(rows, lambda batch: (torch.zeros(()), {}))
     assert trainer.num_flops - before == sum(model_flops(spec, work) for work in works)
     assert trainer.num_own_tokens == stats["num_tokens"]  # of updates alone
+
+
+def test_a_pack_that_is_not_its_own_is_not_a_ranks_work() -> None:
+    """The second of two ranks where there is one pack: it forwards that, too, and it does not count."""
+
+    class Apart(Ranks):
+        def sum_(self, tensors) -> None:
+            pass
+
+    for rank, does_work in ((0, True), (1, False)):
+        trainer, objective = make_trainer()
+        trainer.ranks = Apart(rank, 2)
+        step(trainer, objective, 1)
+        assert (trainer.num_flops > 0, trainer.num_own_tokens > 0) == (does_work, does_work)
