@@ -8,6 +8,7 @@ packs of rows that are forwarded. What ranks have computed is put together in th
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -33,6 +34,7 @@ class Ranks:
 
     def __init__(self, rank: int = 0, size: int = 1):
         self.rank, self.size = rank, size
+        self.waited_s = 0.0  # in all exchanges so far, the way of the data included
 
     @property
     def is_first(self) -> bool:
@@ -43,7 +45,8 @@ class Ranks:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=_objects())
+        with self._waiting():
+            dist.all_gather_object(values, value, group=_objects())
         return values
 
     def of_first(self, value: Value) -> Value:
@@ -51,7 +54,8 @@ class Ranks:
         if self.size == 1:
             return value
         values = [value]
-        dist.broadcast_object_list(values, src=0, group=_objects())
+        with self._waiting():
+            dist.broadcast_object_list(values, src=0, group=_objects())
         return values[0]
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
@@ -59,7 +63,8 @@ class Ranks:
         if self.size == 1 or not tensors:
             return
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        dist.all_reduce(flat)
+        with self._waiting(flat.device):
+            dist.all_reduce(flat)
         for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
@@ -83,6 +88,18 @@ class Ranks:
         copies = self.size // shard_size
         sizes, names = ((copies, shard_size), ("replicate", "shard")) if copies > 1 else ((shard_size,), ("shard",))
         return init_device_mesh(device.type, sizes, mesh_dim_names=names)
+
+    @contextmanager
+    def _waiting(self, device: torch.device | None = None) -> Iterator[None]:
+        """Counts the seconds of an exchange; of one between GPUs, those after this one's own work was done."""
+        is_on_gpu = device is not None and device.type == "cuda"
+        if is_on_gpu:
+            torch.cuda.synchronize(device)
+        start = time.monotonic()
+        yield
+        if is_on_gpu:
+            torch.cuda.synchronize(device)
+        self.waited_s += time.monotonic() - start
 
 
 ALONE = Ranks()

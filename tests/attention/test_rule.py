@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from unmask.attention import BACKENDS, DenseAttention, TiledAttention, TokenLayout, get_backend, tiled, visibility
+from unmask.attention import (
+    BACKENDS,
+    DenseAttention,
+    TiledAttention,
+    TokenLayout,
+    count_visible,
+    get_backend,
+    tiled,
+    visibility,
+)  # fmt: skip
 from unmask.errors import UnmaskError
 
 
@@ -155,3 +164,11 @@ def test_a_prompt_is_shared() -> None:
     assert table[6:, 6:].all()
     assert not table[4:6, 6:].any()
     assert not table[6:, 4:6].any()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_seen_is_counted_without_a_table(seed: int) -> None:
+    layout = random_layout(3, 30, seed)
+    for row, wanted in enumerate(visibility(layout, layout).sum(2)):
+        fields = (layout.doc_BL, layout.prefix_doc_BL, layout.block_BL, layout.copy_BL)
+        assert count_visible(*(field[row].numpy() for field in fields)).tolist() == wanted.tolist()

@@ -6,12 +6,13 @@ import dataclasses
 import random
 
 import pytest
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.conftest import random_prompts
 from tests.engine.plain import any_model, assert_nothing_left, assert_same, full_attention_model, variety
 from unmask.diffusion.generate import generate
 from unmask.diffusion.remasking import STRATEGIES
-from unmask.engine import Engine
+from unmask.engine import Engine, runner
 from unmask.types import SamplingParams
 
 
@@ -180,3 +181,25 @@ def test_a_block_costs_its_steps(model) -> None:
     assert engine.stats.num_denoising_forwards == sum(t.num_forwards for t in traces)
     assert engine.stats.num_forwards == max(t.num_forwards for t in traces)
     assert engine.stats.num_tokens == 8 * (8 + 8 * 4) + 4 * engine.stats.num_denoising_forwards  # prompt, 8 of 9 commits, steps
+
+
+@pytest.mark.parametrize("family", ["sdar", "dream"])
+def test_operations_are_counted(model, family, monkeypatch) -> None:
+    """Pairs against the rule, one by one; products against PyTorch's count, which has nothing of a fused attention."""
+    model = model if family == "sdar" else full_attention_model(family)
+    engine, build, num_pairs = Engine(model, page_size=4), runner.build_batch, 0
+
+    def follow(rows, *more, **options):
+        nonlocal num_pairs
+        for row in rows:
+            s = row.request.sequence
+            block = [i // s.block_size if s.is_block_causal else 0 for i in range(row.key_end)]
+            num_pairs += sum(k <= block[q] for q in range(row.query_start, row.query_end) for k in block)
+        return build(rows, *more, **options)
+
+    monkeypatch.setattr(runner, "build_batch", follow)
+    with FlopCounterMode(display=False) as counter:
+        engine.generate(random_prompts([0, 3, 9, 14]), SamplingParams(max_new_tokens=10, block_size=4))
+    products = sum(n for kind, n in counter.get_flop_counts()["Global"].items() if "mm" in str(kind))
+    spec = model.spec
+    assert engine.runner.num_flops == products + 4 * spec.num_layers * spec.num_heads * spec.head_dim * num_pairs

@@ -14,6 +14,7 @@ from unmask.config import Plugin
 from unmask.config.training import OptimizerConfig
 from unmask.data.chained_arithmetic import ChainedArithmetic
 from unmask.data.chat import ChatTokenizer
+from unmask.dist import Ranks
 from unmask.engine import Engine
 from unmask.errors import UnmaskError
 from unmask.evaluate import evaluate, take_examples
@@ -192,17 +193,25 @@ def test_the_mismatch_is_that_of_the_first_update() -> None:
 
 
 def test_seconds_and_memory_are_where_they_belong(monkeypatch) -> None:
-    now = iter([0.0, 5.0, 9.0, 10.0])
+    now = iter([0.0, 1.0, 6.0, 10.0])
     monkeypatch.setattr(stopwatch.time, "monotonic", lambda: next(now))
     usage = type("Usage", (), {"ru_maxrss": 2_000_000})
     monkeypatch.setattr(stopwatch.resource, "getrusage", lambda who: usage)
     monkeypatch.setattr(stopwatch.sys, "platform", "linux")
-    clock = Stopwatch(torch.device("cpu"))
-    clock.lap("rollout_s")
-    clock.move("rollout_s", "reward_s", 2.0)
-    clock.lap("update_s")
-    wanted = {"rollout_s": 3.0, "reward_s": 2.0, "update_s": 4.0, "step_s": 10.0, "peak_memory_gb": 2.048}
-    assert clock.timings(100, 800) == {**wanted, "trained_tokens_per_s": 25.0, "forwarded_tokens_per_s": 200.0}
+    ranks, work = Ranks(0, 2), [3 * 10**12, 50]
+    monkeypatch.setattr(stopwatch, "peak_flops", lambda device, precision: 10e12)
+    clock = Stopwatch(torch.device("cpu"), ranks, num_flops=lambda: work[0], num_tokens=lambda: work[1])
+    clock.begin("rollout_s")
+    clock.move("reward_s", 2.0)
+    ranks.waited_s = 0.5
+    clock.begin("update_s")
+    work[:] = 13 * 10**12, 450
+    wanted = {
+        "rollout_s": 3.0, "reward_s": 2.0, "update_s": 4.0, "step_s": 10.0, "rollout_wait_s": 0.5, "step_wait_s": 0.5,
+        "trained_tokens_per_s": 25.0, "forwarded_tokens_per_s": 200.0, "num_own_tokens": 400, "peak_memory_gb": 2.048,
+        "update_tflop_per_s": 2.5, "update_mfu": 0.25, "step_tflop_per_s": 1.0, "step_mfu": 0.1,
+    }  # fmt: skip
+    assert clock.timings(100, 800) == wanted
 
 
 def test_a_run_without_any_signal_goes_on(tmp_path) -> None:

@@ -22,13 +22,14 @@ VALUE = [
     "value.warmup_steps=2",
     "objective.options.kl_to=reference",
 ]
+WATCHED = ["log.tensorboard=true", "train.profile_steps=[2]"]
 # name -> recipe, settings. Seven demonstrations a step are no even share, nor are three prompts; packs of some 64 tokens make
 # several rounds, of which the last is not full.
 SHARDED = ["train.shard_size=0"]  # over the ranks there are: with one, nothing is
 RUNS = {
     "sft": (SFT, ["train.batch_size=7", "train.max_tokens_per_micro_batch=64", "eval.num_loss_examples=5", *SHARDED]),
     "sft-copies": (SFT, ["train.batch_size=7", "train.max_tokens_per_micro_batch=64"]),
-    "sft-moe": (SFT, ["model.preset=sdar_moe/tiny", "train.batch_size=7", "optimizer.lr=1e-4"]),
+    "sft-moe": (SFT, ["model.preset=sdar_moe/tiny", "train.batch_size=7", "optimizer.lr=1e-4", *WATCHED]),
     "sft-moe-sharded": (SFT, ["model.preset=sdar_moe/tiny", "train.batch_size=7", "optimizer.lr=1e-4", *SHARDED]),
     "sft-llada": (SFT, ["model.preset=llada/tiny", "train.batch_size=5", "lora.rank=4", *SHARDED]),
     "rl": (RL, ["train.prompts_per_step=3", "train.max_tokens_per_micro_batch=256", *VALUE]),

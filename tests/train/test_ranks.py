@@ -17,6 +17,7 @@ import pytest
 
 from tests.train.several_runs import NUM_STEPS, RUNS
 from unmask.objectives.rows import TrainRow, pack_rows, share_packs
+from unmask.train.timings import over_ranks, read_timings
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 # What follows from how rows are packed, and not from what they are.
@@ -28,13 +29,13 @@ def python(*words: object, **options) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **options)
 
 
-def records(run: Path) -> list[dict]:
+def metrics_of(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def assert_equal(a: Path, b: Path) -> None:
     """To 1e-6 (norms of gradients: 1e-5): float32 sums in another order, and what optimizers make of them."""
-    one, two = records(a), records(b)
+    one, two = metrics_of(a), metrics_of(b)
     assert [(r.keys(), r["step"]) for r in one] == [(r.keys(), r["step"]) for r in two]
     for x, y in zip(one, two, strict=True):
         for key in x.keys() - FORWARDED:
@@ -55,8 +56,37 @@ def runs(tmp_path_factory) -> tuple[Path, Path]:
 @pytest.mark.parametrize("name", RUNS)
 def test_two_ranks_are_one(runs, name) -> None:
     one, two = runs
-    assert max(record["step"] for record in records(one / name)) == NUM_STEPS[name]
+    assert max(record["step"] for record in metrics_of(one / name)) == NUM_STEPS[name]
     assert_equal(one / name, two / name)
+
+
+def test_every_rank_is_watched(runs) -> None:
+    """Its timings, its log, its profile; TensorBoard is written by the first alone, and has the mean and the largest."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    one, two = (folder / "sft-moe" for folder in runs)
+    assert all("rank" not in records[0] for _, records in read_timings(one))
+    steps = dict(read_timings(two))
+    assert list(steps) == [1, 2, 3, 4, 5, 6]
+    for step, records in steps.items():
+        assert [record["rank"] for record in records] == [0, 1]
+        assert all(record["update_wait_s"] <= record["update_s"] for record in records)
+        together = sum(record["num_own_tokens"] for record in records)
+        [metrics] = [record for record in metrics_of(two) if record["step"] == step and "loss" in record]
+        assert together == metrics["num_tokens"]
+    assert sorted(path.name for path in (two / "logs").iterdir()) == ["rank-0.jsonl", "rank-1.jsonl"]
+    for rank in (0, 1):
+        lines = [json.loads(line) for line in (two / "logs" / f"rank-{rank}.jsonl").read_text().splitlines()]
+        assert (lines[0]["message"], lines[0]["rank"], lines[0]["num_ranks"]) == ("start", rank, 2)
+        assert [line["step"] for line in lines if line["message"] == "step"] == [1, 2, 3, 4, 5, 6]
+        assert lines[-1]["message"] == "end"
+    names = [f"step-00000002-rank-{rank}.json.gz" for rank in (0, 1)]
+    assert sorted(path.name for path in (two / "profiles").iterdir()) == names
+    assert len(list((two / "tensorboard").iterdir())) == 1
+    board = EventAccumulator(str(two / "tensorboard")).Reload()
+    for name, of_step in over_ranks(steps[3]).items():
+        [value] = [event.value for event in board.Scalars(name) if event.step == 3]
+        assert math.isclose(value, of_step, rel_tol=1e-6)
 
 
 def of_length(num_tokens: int, prompt: int = 0) -> TrainRow:
@@ -155,7 +185,7 @@ def test_a_signal_saves_and_a_mistake_is_one_line(runs, tmp_path) -> None:
     assert code == 128 + signal.SIGTERM, err
     assert "SIGTERM: stopped after step" in out
     [checkpoint] = (run / "checkpoints").iterdir()
-    assert int(checkpoint.name[-8:]) == max(record["step"] for record in records(run))
+    assert int(checkpoint.name[-8:]) == max(record["step"] for record in metrics_of(run))
     code, out, err = Started(recipe, run).end()  # found by the first rank alone
     assert (code, out) == (2, "")
     assert err == f"error: {run}: is not empty; continue that run with --resume or choose another run.dir\n"

@@ -7,12 +7,16 @@ import math
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.conftest import make_model
 from tests.objectives.test_objectives import demonstrations
+from unmask.attention import visibility
 from unmask.config.training import OptimizerConfig
+from unmask.dist import Ranks
 from unmask.errors import UnmaskError
-from unmask.objectives.rows import pack_rows, score_targets
+from unmask.models.flops import Work, model_flops
+from unmask.objectives.rows import collate, pack_rows, score_targets
 from unmask.objectives.semi_ar import SemiAR
 from unmask.train.optimizer import learning_rate
 from unmask.train.trainer import Trainer
@@ -138,3 +142,48 @@ def test_bfloat16_autocast_trains() -> None:
     assert losses[0] == pytest.approx(exact, rel=0.02)
     assert losses[-1] < losses[0]
     assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+def test_the_work_of_a_pack_is_what_its_tokens_see() -> None:
+    """Rows that share their prompt, with several noisy copies."""
+    _, objective = make_trainer()
+    batch = collate([*objective.rows(demonstrations(3)), *objective.rows(demonstrations(3))])
+    num_visible_L = visibility(batch.layout, batch.layout)[0].sum(1)
+    pairs = int(num_visible_L.sum()), int(num_visible_L[batch.target_index_N].sum())
+    num_targets = len(batch.target_ids_N)
+    assert batch.work == Work(batch.input_ids_BL.numel(), pairs[0], num_targets, pairs[1], num_targets)
+
+
+def test_the_operations_of_an_update_are_counted() -> None:
+    """Against PyTorch's count, which has of attention nothing (a fused kernel), and of the head one product more: its logits
+    are computed a second time in the backward pass."""
+    trainer, objective = make_trainer(max_tokens=60)
+    rows, spec = objective.rows(demonstrations(7)), trainer.model.spec
+    works = [collate(pack).work for pack in pack_rows(rows, 60)]
+    with FlopCounterMode(display=False) as counter:
+        stats = step(trainer, objective)
+    products = counter.get_flop_counts()["Global"][torch.ops.aten.mm]
+    again = sum(2 * work.num_scored * spec.hidden_size * spec.vocab_size for work in works)
+    num_pairs = sum(
+        (spec.num_layers - 1) * work.num_pairs + work.num_read_pairs for work in works
+    )  # what is read of the last layer alone
+    assert trainer.num_flops == products - again + 3 * 4 * spec.num_heads * spec.head_dim * num_pairs
+    assert trainer.num_own_tokens == stats["num_tokens"]
+    before = trainer.num_flops
+    trainer.measure(rows, lambda batch: (torch.zeros(()), {}))
+    assert trainer.num_flops - before == sum(model_flops(spec, work) for work in works)
+    assert trainer.num_own_tokens == stats["num_tokens"]  # of updates alone
+
+
+def test_a_pack_that_is_not_its_own_is_not_a_ranks_work() -> None:
+    """The second of two ranks where there is one pack: it forwards that, too, and it does not count."""
+
+    class Apart(Ranks):
+        def sum_(self, tensors) -> None:
+            pass
+
+    for rank, does_work in ((0, True), (1, False)):
+        trainer, objective = make_trainer()
+        trainer.ranks = Apart(rank, 2)
+        step(trainer, objective, 1)
+        assert (trainer.num_flops > 0, trainer.num_own_tokens > 0) == (does_work, does_work)

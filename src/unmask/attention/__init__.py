@@ -16,7 +16,7 @@ from torch import Tensor
 
 from unmask.attention.dense import DenseAttention
 from unmask.attention.flex import FlexAttention
-from unmask.attention.rule import CLEAN, PAD_DOC, TokenLayout, is_visible, visibility
+from unmask.attention.rule import CLEAN, PAD_DOC, TokenLayout, count_visible, is_visible, visibility
 from unmask.attention.tiled import TiledAttention
 from unmask.errors import UnmaskError
 
@@ -41,5 +41,5 @@ def get_backend(name: str, device: torch.device) -> AttentionBackend:
 
 __all__ = [
     "BACKENDS", "CLEAN", "PAD_DOC", "Attend", "AttentionBackend", "DenseAttention", "FlexAttention", "TiledAttention",
-    "TokenLayout", "get_backend", "is_visible", "visibility",
+    "TokenLayout", "count_visible", "get_backend", "is_visible", "visibility",
 ]  # fmt: skip

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -83,3 +84,20 @@ def visibility(q: TokenLayout, k: TokenLayout) -> Tensor:
         q.doc_BL[:, :, None], q.prefix_doc_BL[:, :, None], q.block_BL[:, :, None], q.copy_BL[:, :, None],
         k.doc_BL[:, None, :], k.block_BL[:, None, :], k.copy_BL[:, None, :],
     )  # fmt: skip
+
+
+def count_visible(doc_L: np.ndarray, prefix_L: np.ndarray, block_L: np.ndarray, copy_L: np.ndarray) -> np.ndarray:
+    """How many tokens of its row each token sees, int64 [L], by sorting: no table of the row with itself is made.
+
+    The arguments are the fields of a `TokenLayout` (prefix_L: `prefix_doc_BL`) of one row, int64 [L].
+    """
+    num_blocks = int(block_L.max(initial=0)) + 1
+    own = (doc_L * (int(copy_L.max(initial=0)) + 1) + copy_L) * num_blocks + block_L
+    _, group_L, size = np.unique(own, return_inverse=True, return_counts=True)
+    clean = np.sort((doc_L * num_blocks + block_L)[copy_L == CLEAN])
+
+    def num_before(docs_L: np.ndarray) -> np.ndarray:
+        first_L = docs_L * num_blocks
+        return np.searchsorted(clean, first_L + block_L) - np.searchsorted(clean, first_L)
+
+    return size[group_L] + num_before(doc_L) + np.where(prefix_L == doc_L, 0, num_before(prefix_L))

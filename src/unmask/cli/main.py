@@ -239,6 +239,17 @@ def plot(
     run_plot(runs, output, metric or [], label or [], smooth)
 
 
+@app.command()
+def timings(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="run folder; the run may be going on")],
+    last: Annotated[int, typer.Option("--last", min=1, help="only so many of its newest steps")] = 10**9,
+) -> None:
+    """Where the time of a run goes: phases, tokens and operations per second, memory, and which rank the others wait for."""
+    from unmask.cli.timing import run_timings
+
+    run_timings(run, last)
+
+
 def main(arguments: list[str] | None = None) -> Any:
     """Entry point. A mistake of the user is one line on stderr and exit code 2; a defect keeps its traceback."""
     # Threads that wait by spinning stand in each other's way when a machine has other work to do: a training step took

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -37,6 +37,9 @@ class TrainConfig(Section):
         1, ge=0, description="so many ranks hold one copy of weights, gradients and optimizer between them (FSDP2); 1 = each "
         "has its own, 0 = all together, else several copies (HSDP)",
     )  # fmt: skip
+    profile_steps: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (), strict=False, description="steps of which every rank writes a Chrome trace, counted from 1 as metrics have them"
+    )
 
 
 class SftTrainConfig(TrainConfig):

@@ -24,6 +24,7 @@ class Batch:
     groups, token_M, slot_M, order_N: see `PagedForward`.
     first_R: where each row's tokens begin in the packed row (on the host).
     is_decoding: every row is at a block, or at two; nothing is prefilled.
+    num_pairs: of a token and one that it sees.
     """
 
     ids_1N: Tensor
@@ -34,6 +35,7 @@ class Batch:
     order_N: Tensor
     first_R: np.ndarray
     is_decoding: bool
+    num_pairs: int
 
 
 def build_batch(rows: list[Row], page_size: int, device: torch.device, *, in_one_group: bool = False) -> Batch:
@@ -91,7 +93,10 @@ def build_batch(rows: list[Row], page_size: int, device: torch.device, *, in_one
     doc, block, position = (to_device(array)[None] for array in (row_N, block_N, position_N))
     layout = TokenLayout(doc, block, torch.zeros_like(doc), position)
     ids_1N = to_device(ids_N)[None]
-    return Batch(ids_1N, layout, groups, to_device(token_M), to_device(slot_M), to_device(order_N), first_R, is_decoding)
+    num_pairs = int(np.minimum((block_N + 1) * grid_R[row_N], key_end_R[row_N]).sum())  # all up to the end of its block
+    return Batch(
+        ids_1N, layout, groups, to_device(token_M), to_device(slot_M), to_device(order_N), first_R, is_decoding, num_pairs
+    )
 
 
 def group_rows(is_alone_R: np.ndarray, length_R: np.ndarray, key_end_R: np.ndarray) -> list[np.ndarray]:

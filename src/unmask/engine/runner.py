@@ -15,6 +15,7 @@ from unmask.engine.paged import DenseRows, PagedForward, PagedKV, RowBackend
 from unmask.engine.request import Row
 from unmask.engine.scheduler import Plan
 from unmask.models import Decoder
+from unmask.models.flops import Work, model_flops
 
 
 class Runner:
@@ -29,6 +30,7 @@ class Runner:
         self.static = StaticForwards(model, self.kv, backend) if use_cuda_graphs else None
         self._edge_CD: Tensor | None = None
         self._max_sequences = max_sequences
+        self.num_flops = 0  # model FLOPs of all forwards
 
     def clear(self) -> None:
         """Gives back the pages' memory and what refers to it."""
@@ -53,6 +55,7 @@ class Runner:
         denoising = [(row, int(first)) for row, first in zip(plan.rows, batch.first_R, strict=True) if row.is_denoising]
         if self.model.spec.shift_logits:
             hidden_ND = self._with_edges(hidden_ND, plan.rows, batch)
+        self._count(batch, sum(len(row.request.sequence.masked) for row, _ in denoising))
         if not denoising:
             return None
         rows = StepRows.of([row.request.sequence for row, _ in denoising], self.model.device)
@@ -61,6 +64,11 @@ class Runner:
         if self.model.spec.shift_logits:
             index_M = self._token_before(index_M, rows, [row for row, _ in denoising], len(batch.layout.doc_BL[0]))
         return denoise(self.model.head, hidden_ND[index_M], rows, self.model.spec)
+
+    def _count(self, batch: Batch, num_scored: int) -> None:
+        num_tokens = batch.ids_1N.shape[1]
+        work = Work(num_tokens, batch.num_pairs, num_tokens, batch.num_pairs, num_scored)
+        self.num_flops += model_flops(self.model.spec, work)
 
     def _with_edges(self, hidden_ND: Tensor, rows: list[Row], batch: Batch) -> Tensor:
         """Keeps the hidden state of the token before each window for the next steps; appends those that were kept."""

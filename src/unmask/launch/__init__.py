@@ -46,6 +46,7 @@ from unmask.rl.scoring import RewardPool
 from unmask.rl.stages import make_stages
 from unmask.train.checkpoint import seed_rng
 from unmask.train.demonstrations import Lengths, demonstration
+from unmask.train.logs import rank_log
 from unmask.train.run import Outcome, Run
 from unmask.train.sft import train_sft
 from unmask.train.sinks import check_packages
@@ -117,6 +118,7 @@ def start(recipe: SftRecipe | RlRecipe, *, resume: bool = False, title: str = ""
     device = use_machine(recipe.run)
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         ranks = stack.enter_context(joined_ranks(device))
+        log = stack.enter_context(rank_log())
         if ranks.size > 1 and not recipe.run.dir:
             raise UnmaskError("run.dir is missing: several processes need the name of the folder they share")
         pinned, origins = pin_folders(recipe, folder, resume)
@@ -154,7 +156,7 @@ def start(recipe: SftRecipe | RlRecipe, *, resume: bool = False, title: str = ""
                     stack.enter_context(rewards)
                 if recipe.eval.num_loss_examples:
                     measures.append(make_loss_meter(recipe, trainer, tokenizer))
-            run = Run(folder, recipe, trainer, tokenizer_from, joined(measures), resume=resume, title=title)
+            run = Run(folder, recipe, trainer, tokenizer_from, joined(measures), log, resume=resume, title=title)
             if ranks.is_first:
                 keep_beginning(folder, origins, Path(scratch), resume)
             return train_sft(recipe, run, source, tokenizer, sft_stages)
@@ -165,7 +167,7 @@ def start(recipe: SftRecipe | RlRecipe, *, resume: bool = False, title: str = ""
             engine.check(tokenizer.prompt_ids(first), stage.params, name="rollout")
         stack.enter_context(rewards)
         run = Run(
-            folder, recipe, trainer, tokenizer_from, joined(measures), resume=resume, title=title,
+            folder, recipe, trainer, tokenizer_from, joined(measures), log, resume=resume, title=title,
             value_trainer=critic.trainer if critic else None,
         )  # fmt: skip
         if ranks.is_first:

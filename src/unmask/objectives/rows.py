@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unmask.attention import CLEAN, AttentionBackend, TokenLayout
+from unmask.attention import CLEAN, AttentionBackend, TokenLayout, count_visible
 from unmask.models import Decoder
 from unmask.models.decoder import Backbone
+from unmask.models.flops import NO_WORK, Work
 from unmask.objectives.fused_head import TargetStats, target_stats
 
 
@@ -50,13 +51,14 @@ class TrainRow:
 
 @dataclass(slots=True)
 class RowBatch:
-    """A pack [1, L] of rows, on a device. `target_index_N` indexes its tokens."""
+    """A pack [1, L] of rows, on a device. `target_index_N` indexes its tokens; `work` is what forwarding it takes."""
 
     input_ids_BL: Tensor
     layout: TokenLayout
     target_index_N: Tensor
     target_ids_N: Tensor
     values: dict[str, Tensor]
+    work: Work = NO_WORK
 
 
 def set_weights(rows_of: Sequence[Sequence[TrainRow]], kind: str, constant_length: int, num_sequences: int) -> None:
@@ -188,17 +190,26 @@ def collate(rows: Sequence[TrainRow], device: torch.device | str = "cpu") -> Row
         parts.append(_fields(row, slice(cut, None), doc, doc_of[prefix] if cut else doc))
         target_index.append(row.target_column - cut + num_tokens)
         num_tokens, doc = num_tokens + len(row.input_ids) - cut, doc + 1
-    ids_BL, doc_BL, block_BL, copy_BL, position_BL, prefix_BL = torch.from_numpy(np.concatenate(parts, 1)).to(
-        device, non_blocking=True
-    )[:, None]
+    fields, index_N = np.concatenate(parts, 1), np.concatenate(target_index)
+    ids_BL, doc_BL, block_BL, copy_BL, position_BL, prefix_BL = torch.from_numpy(fields).to(device, non_blocking=True)[:, None]
     values = {key: np.concatenate([row.values[key] for row in rows]) for key in rows[0].values}
     return RowBatch(
         ids_BL,
         TokenLayout(doc_BL, block_BL, copy_BL, position_BL, prefix_BL),
-        torch.from_numpy(np.concatenate(target_index)).to(device),
+        torch.from_numpy(index_N).to(device),
         torch.from_numpy(np.concatenate([row.target_ids for row in rows])).to(device),
         {key: torch.from_numpy(value.astype(np.float32)).to(device) for key, value in values.items()},
+        _work(fields, index_N),
     )
+
+
+def _work(fields: np.ndarray, target_index_N: np.ndarray) -> Work:
+    """Of a forward of the tokens with these `_fields` that reads and scores the targets."""
+    _, doc_L, block_L, copy_L, _, prefix_L = fields
+    num_visible_L = count_visible(doc_L, prefix_L, block_L, copy_L)
+    num_targets = len(target_index_N)
+    pairs = int(num_visible_L.sum()), int(num_visible_L[target_index_N].sum())
+    return Work(len(doc_L), pairs[0], num_targets, pairs[1], num_targets)
 
 
 def _fields(row: TrainRow, part: slice, doc: int, prefix: int) -> np.ndarray:

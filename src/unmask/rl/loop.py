@@ -28,7 +28,6 @@ from unmask.rl.rollout import derive_seed, make_rollouts
 from unmask.rl.scoring import RewardPool
 from unmask.rl.stages import Stage, enter_stage
 from unmask.train.run import Outcome, Run
-from unmask.train.stopwatch import Stopwatch
 from unmask.train.techniques import reshard
 from unmask.train.trainer import Trainer
 from unmask.types import Example, Rollout, RolloutGroup
@@ -76,21 +75,22 @@ def train_rl(
     enter_stage(stages, run.num_steps, models)  # for an evaluation before the first step
     with run:
         for step in run.steps():
-            clock = Stopwatch(trainer.model.device)
+            clock = run.stopwatch(lambda: engine.runner.num_flops)
             stage = enter_stage(stages, step, models)
             views = partial(stage.views, spec=trainer.model.spec)
 
             # 1. Prompts in seeded epochs; rollouts with the weights as they are, rewarded; groups without signal replaced.
+            clock.begin("publish_s")
             trainer.publish(engine.model)
-            clock.lap("publish_s")
+            clock.begin("rollout_s")
             engine.update_weights(policy_version=trainer.optimizer_step)
             collected = collect(take, partial(decode, stage, step), settings, keeps_all=keeps_all)
             groups = collected.kept
-            clock.lap("rollout_s")
-            clock.move("rollout_s", "reward_s", rewards.waited_s)
+            clock.move("reward_s", rewards.waited_s)
             rewards.waited_s = 0.0
 
             # 2. Advantages: of whole responses, or of each token over the steps of its trace.
+            clock.begin("rows_s")
             set_advantages(groups, advantage)
             signal = [rollout for group in groups for rollout in group.rollouts]
             if settings.drops_cut_responses:
@@ -98,40 +98,41 @@ def train_rl(
             value_rows: list[list[TrainRow]] = []
             value_metrics: dict[str, float] = {}
             if critic is not None:
+                clock.begin("value_s")
                 value_rows, value_metrics["explained_variance"] = critic.prepare(signal, views)
-                clock.lap("value_s")
             else:
                 set_process_advantages(groups, views, advantage, recipe.value.gamma)
                 signal = [r for r in signal if np.any(r.advantage if r.token_advantages is None else r.token_advantages)]
 
             # 3. Rows of all policy updates: several epochs over even, seeded minibatches.
+            clock.begin("rows_s")
             is_waiting = critic is not None and step < recipe.value.warmup_steps
             updates = [] if is_waiting else plan_updates(stage, signal, settings, (seed, step), trainer.max_tokens)
 
             # 4. Old log-probabilities: the sampler's own, unless its arithmetic or its views are not the trainer's.
             if needs_old_logprobs(recipe, stage, trainer):
+                clock.begin("old_logprobs_s")
                 for rows in updates:
                     set_logprobs("old_logprobs", rows, trainer.model, trainer, stage.params.temperature)
-                clock.lap("old_logprobs_s")
             if reference is not None:
+                clock.begin("ref_logprobs_s")
                 for rows in updates:
                     set_logprobs("ref_logprobs", rows, reference, trainer, stage.params.temperature)
-                clock.lap("ref_logprobs_s")
 
             mismatch = {}
             if not stage.objective.has_sampler_views:
+                clock.begin("old_logprobs_s")
                 mismatch = sampler_mismatch(signal[:NUM_REPLAYED], trainer, stage.params.temperature)
-                clock.lap("old_logprobs_s")
 
             # 5. The updates.
+            clock.begin("update_s")
             stats = [trainer.update(rows, partial(loss_fn, stage)) for rows in updates]
-            clock.lap("update_s")
             if critic is not None:
+                clock.begin("value_s")
                 value_metrics |= critic.update(value_rows, (seed, step))
-                clock.lap("value_s")
             if not stats and not any(value_rows):
                 progress["num_skipped_steps"] += 1
-                run.progress.say(f"step {step + 1}: no group carries a signal; nothing was trained")
+                run.say(f"step {step + 1}: no group carries a signal; nothing was trained")
 
             # 6. Metrics, evaluation, checkpoint, end.
             metrics = {**rollout_metrics(collected), **update_metrics(stats), **mismatch, **value_metrics}

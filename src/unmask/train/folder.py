@@ -25,12 +25,13 @@ from unmask.files import describe_os_error, write_text
 # train.max_steps stretches a learning rate schedule from here on; everything else of a step stays what it was.)
 _MAY_CHANGE = (
     "run.dir", "run.num_threads", "engine.", "train.max_steps", "train.max_hours", "train.use_activation_checkpointing",
-    "train.shard_size", "train.use_compile", "reward.options.num_workers", "stop.", "checkpoint.", "log.",
+    "train.shard_size", "train.use_compile", "train.profile_steps", "reward.options.num_workers", "stop.", "checkpoint.",
+    "log.",
 )  # fmt: skip
 
 LOCK = ".lock"
 BEST = "best"  # link to the best checkpoint, of a run that keeps one
-_WRITTEN_AT_START = ("base", "recipe.toml", "versions.json", "origins.json", "metrics.jsonl", "timings.jsonl")
+_WRITTEN_AT_START = ("base", "logs", "recipe.toml", "versions.json", "origins.json", "metrics.jsonl", "timings.jsonl")
 
 
 def lock_folder(folder: Path, resume: bool) -> int:
@@ -70,7 +71,8 @@ def _is_leftover(path: Path) -> bool:
 def prepare_folder(folder: Path, recipe: SftRecipe | RlRecipe, resume: bool) -> None:
     """Creates the folder with the resolved recipe, or checks that the one there belongs to it. Raises `UnmaskError`."""
     file = folder / "recipe.toml"
-    for leftover in (*folder.glob(".*.tmp-*"), *(folder / "checkpoints").glob(".*.tmp-*")):
+    places = folder, folder / "checkpoints", folder / "profiles"
+    for leftover in (path for place in places for path in place.glob(".*.tmp-*")):
         shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink()
     if resume and not file.exists():
         raise UnmaskError(f"{folder}: nothing to resume here (no recipe.toml)")

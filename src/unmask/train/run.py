@@ -4,13 +4,14 @@ RUN/recipe.toml        the resolved recipe          RUN/metrics.jsonl   what the
 RUN/versions.json      software and machine         RUN/timings.jsonl   wall-clock seconds, per step
 RUN/origins.json       where its models came from  RUN/base/           the model that adapters are trained for, if a preset
 RUN/checkpoints/       see train/checkpoint.py      RUN/tensorboard/, wandb-id.txt, wandb/   see train/sinks.py
-RUN/best               link to the best of them
+RUN/best               link to the best of them    RUN/logs/, profiles/   of every rank: see train/logs.py, train/profiling.py
 """
 
 from __future__ import annotations
 
 import copy
 import json
+import logging
 import math
 import os
 import time
@@ -29,12 +30,17 @@ from unmask.models import Decoder, ValueModel
 from unmask.train.checkpoint import load_checkpoint, newest_valid, rng_state, step_folder
 from unmask.train.folder import BEST, lock_folder, prepare_folder
 from unmask.train.interruption import Interruption
+from unmask.train.logs import RankLog, fields
+from unmask.train.profiling import StepProfiler
 from unmask.train.progress import RL_COLUMNS, SFT_COLUMNS, Progress
 from unmask.train.saving import CheckpointWriter
 from unmask.train.sinks import Sink, open_sinks
 from unmask.train.stopping import Stopping
+from unmask.train.stopwatch import Stopwatch
+from unmask.train.timings import over_ranks
 from unmask.train.trainer import Trainer
 
+LOGGER = logging.getLogger(__name__)
 Evaluate = Callable[[], Mapping[str, float]]  # measures the model as it is now, always on the same questions
 
 
@@ -56,12 +62,13 @@ class Run:
 
     for step in run.steps(): ...; run.finish_step({...}, {...})
 
-    Of several ranks all have one; the first alone writes, and what it finds in the folder holds for all.
+    Of several ranks all have one; the first alone writes (but for logs and profiles), and what it finds in the folder holds for
+    all.
     """
 
     def __init__(
         self, folder: Path, recipe: SftRecipe | RlRecipe, trainer: Trainer[Decoder], tokenizer_from: Path, evaluate: Evaluate,
-        *, resume: bool, title: str, value_trainer: Trainer[ValueModel] | None = None,
+        rank_log: RankLog, *, resume: bool, title: str, value_trainer: Trainer[ValueModel] | None = None,
     ):  # fmt: skip
         # By the folder of the checkpoint that their models are kept in.
         self._trainers: dict[str, Trainer] = {"": trainer} | ({"value_model": value_trainer} if value_trainer else {})
@@ -82,6 +89,8 @@ class Run:
                 self.files = JsonlWriter(folder / "metrics.jsonl"), JsonlWriter(folder / "timings.jsonl")
                 for file in self.files:
                     opened.callback(file.close)
+            self.ranks.of_first(None)  # the folder is this run's: all may write there
+            rank_log.open(folder, self.ranks, trainer.model.device)
             notes = self._restore() if resume else []
             if self.ranks.is_first:
                 log = recipe.log if self._reason is None else LogConfig()  # an ended run has nothing more to say
@@ -96,8 +105,22 @@ class Run:
         self.progress = Progress(
             title, recipe.train.max_steps, self.num_steps, columns=columns, is_quiet=not self.ranks.is_first
         )
+        self.profiler = StepProfiler(folder, recipe.train.profile_steps, trainer.model.device, self.ranks.rank)
         for note in notes:
-            self.progress.say(note)
+            self.say(note)
+
+    def say(self, line: str) -> None:
+        """To people, and into the log."""
+        self.progress.say(line)
+        LOGGER.info(line)
+
+    def stopwatch(self, more_flops: Callable[[], int] = lambda: 0) -> Stopwatch:
+        """Of a step of this run that begins now. more_flops: so far, besides those of the run's trainers."""
+        trainer, trainers = self.trainer, self._trainers.values()
+        return Stopwatch(
+            trainer.model.device, self.ranks, precision=trainer.precision, num_tokens=lambda: trainer.num_own_tokens,
+            num_flops=lambda: more_flops() + sum(each.num_flops for each in trainers),
+        )  # fmt: skip
 
     def _restore(self) -> list[str]:
         checkpoint, notes = self.ranks.of_first(
@@ -134,8 +157,11 @@ class Run:
             self.writer.close()
             self.progress.__exit__(*exc_info)
             self.interruption.__exit__(*exc_info)
+            self.profiler.close()
             for sink in self.sinks:
                 sink.close(is_failed=exc_info[0] is not None)
+            if exc_info[0] is None:
+                LOGGER.info("end", extra=fields(step=self.num_steps, reason=self._reason))
 
     def steps(self) -> Iterator[int]:
         """Yields step 0, 1, .. (or from where the checkpoint stood) until the run ends."""
@@ -143,29 +169,40 @@ class Run:
         if config.at_start and config.every_steps and not self.num_steps:
             self._measure()
         while self._reason is None:
+            self.profiler.begin(self.num_steps + 1)
             yield self.num_steps
 
     def finish_step(self, metrics: Mapping[str, float], timings: Mapping[str, float]) -> None:
-        """Records the step; evaluates, checkpoints and ends the run when that is due."""
+        """Records the step; evaluates, checkpoints and ends the run when that is due.
+
+        metrics: the same on all ranks. timings: this rank's own.
+        """
         recipe = self.recipe
+        if (trace := self.profiler.end()) is not None:
+            self.say(f"profiled: {trace}")
         self.num_steps += 1
-        self._record(0, metrics)
+        self._record(metrics)
         measured: dict[str, float] = {}
         seconds = dict(timings)
         is_last = self.num_steps >= recipe.train.max_steps
         if recipe.eval.every_steps and (self.num_steps % recipe.eval.every_steps == 0 or is_last):
-            start = time.monotonic()
+            start, waited_s = time.monotonic(), self.ranks.waited_s
             measured = self._measure()
             seconds["eval_s"] = time.monotonic() - start
+            if self.ranks.size > 1:
+                seconds["eval_wait_s"] = self.ranks.waited_s - waited_s
             self._reason = self.stopping.see(measured, self.num_steps)
-        self._record(1, seconds)
+        self._record_timings(seconds)
         if self._reason is None and is_last:
             self._reason = "max_steps"
         self.progress.show_step(self.num_steps, {**metrics, "seconds": timings["step_s"]}, measured)
         shown = {k: v for k, v in metrics.items() if k in ("loss", "reward_mean")}
+        LOGGER.info("step", extra=fields(step=self.num_steps, **shown, **seconds))
         self.progress.show(self.num_steps, {**shown, **{f"eval {k}": v for k, v in self.evaluation.items()}})
         every = recipe.checkpoint.every_steps
         self.interruption.share(self.ranks)
+        if self.interruption.signal_name:
+            LOGGER.warning("signal", extra=fields(step=self.num_steps, signal=self.interruption.signal_name))
         if self._reason is None and self.interruption.signal_name:
             self._reason = "interrupted"
         if self._reason is None and self.ranks.of_first(
@@ -175,6 +212,7 @@ class Run:
         is_best = self.stopping.state["kept_step"] == self.num_steps
         if self._reason or is_best or (every and self.num_steps % every == 0):
             self.save()
+            LOGGER.info("checkpoint", extra=fields(step=self.num_steps))
         self.writer.check()
         if self._reason:
             self.writer.wait()
@@ -191,15 +229,25 @@ class Run:
 
     def _measure(self) -> dict[str, float]:
         self.evaluation = dict(self.evaluate())
-        self._record(0, {f"eval/{k}": v for k, v in self.evaluation.items()})
+        self._record({f"eval/{k}": v for k, v in self.evaluation.items()})
+        LOGGER.info("evaluation", extra=fields(step=self.num_steps, **self.evaluation))
         return self.evaluation
 
-    def _record(self, number: int, values: Mapping[str, float]) -> None:
-        """number: 0 = metrics, 1 = timings."""
+    def _record(self, values: Mapping[str, float]) -> None:
         if self.files:
-            self.files[number].write({"step": self.num_steps, **values})
+            self.files[0].write({"step": self.num_steps, **values})
         for sink in self.sinks:
             sink.write(self.num_steps, values)
+
+    def _record_timings(self, seconds: Mapping[str, float]) -> None:
+        """A line for each rank; sinks have what they say together."""
+        of_ranks = self.ranks.gather(dict(seconds))
+        if self.files:
+            for rank, values in enumerate(of_ranks):
+                which = {"rank": rank} if len(of_ranks) > 1 else {}
+                self.files[1].write({"step": self.num_steps, **which, **values})
+        for sink in self.sinks:
+            sink.write(self.num_steps, over_ranks(of_ranks))
 
     def save(self) -> None:
         """Begins to write a checkpoint; the run may go on."""

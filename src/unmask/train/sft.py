@@ -14,7 +14,6 @@ from unmask.objectives import SftObjective
 from unmask.objectives.rows import RowBatch, score_targets
 from unmask.train.batches import Batches
 from unmask.train.run import Outcome, Run
-from unmask.train.stopwatch import Stopwatch
 from unmask.train.trainer import LossFn, Trainer
 
 
@@ -28,23 +27,23 @@ def train_sft(
     trainer = run.trainer
     if recipe.block_schedule:  # an evaluation before the first step has its blocks, too
         trainer.model.set_block_size(recipe.block_schedule[0].block_size)
-    batches = Batches(recipe.train, source, tokenizer, recipe.run.seed, run.progress.say)
+    batches = Batches(recipe.train, source, tokenizer, recipe.run.seed, run.say)
     with run:
         for step in run.steps():
-            watch = Stopwatch(trainer.model.device)
+            watch = run.stopwatch()
             # 1. The step's demonstrations, from its place in the seeded epochs.
+            watch.begin("data_s")
             items, num_too_long = batches[step]
-            watch.lap("data_s")
             # 2. Rows: clean and noisy copies, in blocks of the stage's size.
+            watch.begin("rows_s")
             index = max(i for i, (from_step, _) in enumerate(stages) if from_step <= step)
             if recipe.block_schedule:
                 trainer.model.set_block_size(recipe.block_schedule[index].block_size)
             objective = stages[index][1]
             rows = objective.rows(items) if items else []
-            watch.lap("rows_s")
             # 3. One optimizer step.
+            watch.begin("update_s")
             stats = trainer.update(rows, sft_loss(trainer, objective)) if rows else {}
-            watch.lap("update_s")
             # 4. Metrics, evaluation, checkpoint, end.
             counts = {"num_tokens": 0, "num_targets": sum(len(row.target_ids) for row in rows)}
             if recipe.train.max_length is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -15,8 +15,10 @@ from unmask.attention import get_backend
 from unmask.config.training import OptimizerConfig
 from unmask.dist import ALONE, Ranks, whole
 from unmask.errors import UnmaskError
+from unmask.models import ValueModel
 from unmask.models.decoder import Backbone
 from unmask.models.experts import expert_balance, expert_load, reset_expert_load
+from unmask.models.flops import model_flops
 from unmask.objectives.rows import RowBatch, TrainRow, collate, share_packs
 from unmask.train.optimizer import learning_rate, make_optimizer
 from unmask.train.techniques import apply_techniques, copy_whole_weights, gradient_factor, is_sharded, reshard
@@ -68,6 +70,7 @@ class Trainer(Generic[Model]):
         self.precision, self.ranks = precision, ranks
         self.optimizer = make_optimizer(model, config)
         self.optimizer_step = 0
+        self.num_flops = self.num_own_tokens = 0  # of this rank's own packs since the start; tokens: those that were trained on
 
     def autocast(self) -> torch.autocast:
         """Matrix products in the run's precision; weights, norms, log-probabilities and optimizer stay float32."""
@@ -90,7 +93,7 @@ class Trainer(Generic[Model]):
         for i, (pack, share) in enumerate(packs):
             if not share:
                 load = expert_load(self.model)  # without what is not its own
-            batch = collate(pack, self.model.device)
+            batch = self._collate(pack, share, is_trained=True)
             with self.autocast():
                 loss, more = loss_fn(batch)
             (loss * share * gradient_factor(self.model, self.ranks, is_last=i == len(packs) - 1)).backward()
@@ -125,6 +128,16 @@ class Trainer(Generic[Model]):
         if len(packs[self.ranks.rank]) < len(packs[0]):
             yield packs[0][-1], 0
 
+    def _collate(self, pack: list[TrainRow], share: int, *, is_trained: bool = False) -> RowBatch:
+        """The pack on the device, and what is done with it counted."""
+        batch, spec = collate(pack, self.model.device), self.model.spec
+        num_outputs = 1 if isinstance(self.model, ValueModel) else spec.vocab_size
+        gradients: Literal["all", "inputs"] = "inputs" if self.model.adapters else "all"  # adapters: the weights are frozen
+        backward = gradients if is_trained else "none"
+        self.num_flops += share * model_flops(spec, batch.work, num_outputs=num_outputs, backward=backward)
+        self.num_own_tokens += share * is_trained * batch.work.num_tokens
+        return batch
+
     def _over_ranks(self, sums: Mapping[str, Tensor | float], load: Tensor | None) -> dict[str, float]:
         """The sums of all ranks; and, in place, of the experts' loads."""
         device = self.model.device
@@ -140,7 +153,7 @@ class Trainer(Generic[Model]):
         total = torch.zeros((), device=self.model.device)
         for pack, share in self._packs(rows):
             with self.autocast():
-                total += share * loss_fn(collate(pack, self.model.device))[0]
+                total += share * loss_fn(self._collate(pack, share))[0]
         reshard(self.model)
         return self._over_ranks({"loss": total}, None)["loss"]
 
@@ -152,7 +165,7 @@ class Trainer(Generic[Model]):
         found: list[tuple[int, np.ndarray]] = []
         for pack, share in self._packs(rows):
             with self.autocast():
-                value_N = compute(collate(pack, self.model.device))
+                value_N = compute(self._collate(pack, share))
             parts = value_N.float().cpu().split([len(row.target_ids) for row in pack])
             found += [(index[id(row)], part.numpy()) for row, part in zip(pack, parts, strict=True)] * share
         reshard(self.model)

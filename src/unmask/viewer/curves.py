@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from unmask.errors import UnmaskError
 from unmask.files import read_jsonl
+from unmask.train.timings import FILE, over_ranks, read_timings
 from unmask.viewer.charts import Chart, Series, format_value
 from unmask.viewer.report import Detail, Report, Table, render_report
 
@@ -40,6 +42,7 @@ METRICS = {
     "rollout_s": "seconds",
     "update_s": "seconds",
     "forwarded_tokens_per_s": "tokens per second",
+    "update_tflop_per_s": "10^12 operations per second",
     "peak_memory_gb": "10^9 bytes",
 }
 
@@ -48,7 +51,8 @@ NUM_COLUMNS = 4  # metrics in the table of runs
 
 
 def load_run(folder: Path) -> dict[str, dict[int, float]]:
-    """What the run in this folder recorded, from metrics.jsonl and (where there is one) timings.jsonl.
+    """What the run in this folder recorded, from metrics.jsonl and (where there is one) timings.jsonl; of several ranks the
+    mean and, as NAME_max, the largest timing.
 
     Raises `UnmaskError` where there is no run, nothing recorded yet, or a malformed line (named as file:line).
     """
@@ -59,21 +63,27 @@ def load_run(folder: Path) -> dict[str, dict[int, float]]:
         hint = f"; runs in it: {', '.join(inside)}" if inside else ""
         raise UnmaskError(f"{folder}: not a run folder (no metrics.jsonl){hint}")
     curves: dict[str, dict[int, float]] = {}
-    for file in (folder / "metrics.jsonl", folder / "timings.jsonl"):
-        for where, record in read_jsonl(file) if file.is_file() else ():
-            step = record.pop("step", None)
-            if type(step) is not int:
-                raise UnmaskError(f"{where}: step is {step!r}, expected a whole number")
-            for name, value in record.items():
-                if isinstance(value, bool) or not isinstance(value, int | float):
-                    raise UnmaskError(f"{where}: {name} is {value!r}, expected a number")
-                curve = curves.setdefault(name, {})
-                if curve and step <= next(reversed(curve)):
-                    raise UnmaskError(f"{where}: {name} of step {step} comes after that of step {next(reversed(curve))}")
-                curve[step] = float(value)
+    for where, record in (*read_jsonl(folder / "metrics.jsonl"), *_timings(folder)):
+        step = record.pop("step", None)
+        if type(step) is not int:
+            raise UnmaskError(f"{where}: step is {step!r}, expected a whole number")
+        for name, value in record.items():
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise UnmaskError(f"{where}: {name} is {value!r}, expected a number")
+            curve = curves.setdefault(name, {})
+            if curve and step <= next(reversed(curve)):
+                raise UnmaskError(f"{where}: {name} of step {step} comes after that of step {next(reversed(curve))}")
+            curve[step] = float(value)
     if not curves:
         raise UnmaskError(f"{folder}: nothing is recorded yet (metrics.jsonl is empty)")
     return curves
+
+
+def _timings(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(file, record of a step): what its ranks say together."""
+    if (folder / FILE).is_file():
+        for step, records in read_timings(folder):
+            yield str(folder / FILE), {"step": step, **over_ranks(records)}
 
 
 def choose_metrics(runs: Sequence[Curves], names: Sequence[str]) -> list[str]:
