@@ -6,6 +6,7 @@ that is done.
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -86,9 +87,7 @@ class CheckpointWriter:
                     (temporary / MANIFEST).write_text(manifest_text(step, dict(sorted(files.items()))), encoding="utf-8")
             if temporary is not None:
                 on_written()
-                for old in list_checkpoints(self.folder)[: -self.keep_last]:
-                    if best_step is None or old.name != step_folder(best_step):
-                        shutil.rmtree(old, ignore_errors=True)
+                self._remove_old(best_step)
 
         def write_and_keep_errors() -> None:
             try:
@@ -124,6 +123,14 @@ class CheckpointWriter:
         found = optimizer_tensors({name: (trainer.model, trainer.optimizer) for name, trainer in self.trainers.items()})
         size, rank = self.ranks.size, self.ranks.rank
         return {key: t for i, (key, t) in enumerate(found.items()) if is_sharded(t) or i % size == rank}
+
+    def _remove_old(self, best_step: int | None) -> None:
+        """All but the newest `keep_last` and the best, each at once: under another name it is none any more."""
+        for old in list_checkpoints(self.folder)[: -self.keep_last]:
+            if best_step is None or old.name != step_folder(best_step):
+                gone = old.with_name(f".{old.name}.tmp-{os.getpid()}")
+                old.rename(gone)
+                shutil.rmtree(gone, ignore_errors=True)
 
     def _weights(self, trainer: Trainer) -> dict[str, Tensor]:
         """Copies of what is trained, on the first rank."""
