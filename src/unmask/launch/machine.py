@@ -14,12 +14,12 @@ from unmask.train.checkpoint import newest_valid
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; for "auto" this process's GPU (the first, if it is alone), else the CPU. Raises `UnmaskError`
-    when it is not there."""
+    """The device of that name; for "cuda" this process's GPU (the first, if it is alone), for "auto" that or the CPU. Raises
+    `UnmaskError` when it is not there."""
     if name == "auto":
         return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
     try:
-        device = torch.device(name)
+        device = torch.device("cuda", local_rank()) if name == "cuda" else torch.device(name)
         torch.empty(1, device=device)
         if device.type not in ("cpu", "cuda"):
             raise RuntimeError("not a CPU or CUDA device")
