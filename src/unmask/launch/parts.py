@@ -30,7 +30,8 @@ def make_trainer(
     return Trainer(
         model, optimizer, max_optimizer_steps=num_steps, max_tokens_per_micro_batch=recipe.train.max_tokens_per_micro_batch,
         attention_backend=recipe.run.attention_backend, precision=pick_precision(recipe.run.precision, model.device),
-        use_activation_checkpointing=recipe.train.use_activation_checkpointing, ranks=ranks,
+        use_activation_checkpointing=recipe.train.use_activation_checkpointing,
+        max_nonfinite_updates=recipe.train.max_nonfinite_updates, ranks=ranks,
     )  # fmt: skip
 
 

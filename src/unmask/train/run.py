@@ -21,14 +21,15 @@ from typing import Any, Literal
 
 from unmask.config import LogConfig, RlRecipe, SftRecipe
 from unmask.errors import UnmaskError
-from unmask.files import replace_link
+from unmask.files import replace_link, write_text
 from unmask.metrics import JsonlWriter
 from unmask.models import Decoder, ValueModel
 from unmask.models.decoder import Backbone
 from unmask.train.checkpoint import load_checkpoint, newest_valid, rng_state, save_checkpoint, step_folder
+from unmask.train.disk_space import check_space
 from unmask.train.folder import BEST, lock_folder, prepare_folder
 from unmask.train.interruption import Interruption
-from unmask.train.progress import RL_COLUMNS, SFT_COLUMNS, Progress
+from unmask.train.progress import RL_COLUMNS, SFT_COLUMNS, Progress, format_numbers
 from unmask.train.sinks import Sink, open_sinks
 from unmask.train.stopping import Stopping
 from unmask.train.trainer import Trainer
@@ -62,6 +63,7 @@ class Run:
         *, resume: bool, title: str, value_trainer: Trainer[ValueModel] | None = None,
     ):  # fmt: skip
         self.value_trainer = value_trainer
+        self.trainers: list[Trainer[Any]] = [trainer, *([value_trainer] if value_trainer else [])]
         self.loop_state: dict[str, Any] = {}  # what the loop wants to know again after a resumption
         self.folder, self.recipe, self.trainer = folder, recipe, trainer
         self.tokenizer_from, self.evaluate = tokenizer_from, evaluate
@@ -89,6 +91,8 @@ class Run:
         self.progress = Progress(
             title, recipe.train.max_steps, self.num_steps, columns=columns, is_quiet=not self.ranks.is_first
         )
+        for each in self.trainers:
+            each.say, each.keep_report = self.progress.say, self._keep_report
         for note in notes:
             self.progress.say(note)
 
@@ -192,8 +196,18 @@ class Run:
         self._record(0, {f"eval/{k}": v for k, v in self.evaluation.items()})
         return self.evaluation
 
+    def _keep_report(self, report: Mapping[str, Any]) -> str:
+        """What is known of an update that ends the run, in RUN/nonfinite-step-N.json; returns the file."""
+        file = self.folder / f"nonfinite-step-{self.num_steps + 1:08d}.json"
+        if self.ranks.is_first:
+            write_text(file, json.dumps({"step": self.num_steps + 1, **report}, indent=2, allow_nan=False) + "\n")
+        return str(file)
+
     def _record(self, number: int, values: Mapping[str, float]) -> None:
-        """number: 0 = metrics, 1 = timings."""
+        """number: 0 = metrics, 1 = timings. What is not finite is said and left out: JSON has no word for it."""
+        if left_out := {name: value for name, value in values.items() if not math.isfinite(value)}:
+            values = {name: value for name, value in values.items() if name not in left_out}
+            self.progress.say(f"step {self.num_steps}: not recorded: {format_numbers(left_out)}")
         if self.files:
             self.files[number].write({"step": self.num_steps, **values})
         for sink in self.sinks:
@@ -220,6 +234,7 @@ class Run:
         }
         keep, best = self.recipe.checkpoint.keep_last, self.stopping.state["kept_step"]
         folder = self.folder / "checkpoints"
+        check_space(folder / step_folder(self.num_steps), self.trainers, self.tokenizer_from)
         save_checkpoint(folder, self.num_steps, self._models(), state, self.tokenizer_from, keep, best)
 
     @property
