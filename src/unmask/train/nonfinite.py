@@ -79,12 +79,12 @@ def stop_for_nonfinite(
     file = trainer.keep_report(report)
     names = ", ".join(alone.id for alone in listed[:_NUM_NAMED]) + (", ..." if len(listed) > _NUM_NAMED else "")
     if at_fault:
-        cause = f"of {len(measured)} samples, so are {len(at_fault)} by themselves: {names}"
+        cause = f"{len(at_fault)} of its {len(measured)} samples are at fault: {names}"
     else:
-        cause = f"none of the {len(measured)} samples is by itself, only all together: {names}"
+        cause = f"none of its {len(measured)} samples is at fault by itself: {names}"
     raise UnmaskError(
-        f"{file}: loss {loss:g} or gradient norm {grad_norm:g} of the {trainer.model_name} is not finite, in "
-        f"{trainer.num_nonfinite_in_a_row} updates in a row; {cause}. The last checkpoint is intact: begin a new run from it "
+        f"{file}: {trainer.model_name}: an update with loss {loss:g} and gradient norm {grad_norm:g}, number "
+        f"{trainer.num_nonfinite_in_a_row} in a row that is not finite; {cause}. The last checkpoint is intact: begin a new run from it "
         "without these samples or with a smaller learning rate, or go on with --resume and a larger train.max_nonfinite_updates"
     )
 
