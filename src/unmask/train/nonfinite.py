@@ -84,8 +84,9 @@ def stop_for_nonfinite(
         cause = f"none of its {len(measured)} samples is at fault by itself: {names}"
     raise UnmaskError(
         f"{file}: {trainer.model_name}: an update with loss {loss:g} and gradient norm {grad_norm:g}, number "
-        f"{trainer.num_nonfinite_in_a_row} in a row that is not finite; {cause}. The last checkpoint is intact: begin a new run from it "
-        "without these samples or with a smaller learning rate, or go on with --resume and a larger train.max_nonfinite_updates"
+        f"{trainer.num_nonfinite_in_a_row} in a row that is not finite; {cause}. The last checkpoint is intact: begin a new "
+        "run from it without these samples or with a smaller learning rate, or go on with --resume and a larger "
+        "train.max_nonfinite_updates"
     )
 
 

@@ -4,7 +4,7 @@ RUN/recipe.toml        the resolved recipe          RUN/metrics.jsonl   what the
 RUN/versions.json      software and machine         RUN/timings.jsonl   wall-clock seconds, per step
 RUN/origins.json       where its models came from  RUN/base/           the model that adapters are trained for, if a preset
 RUN/checkpoints/       see train/checkpoint.py      RUN/tensorboard/, wandb-id.txt, wandb/   see train/sinks.py
-RUN/best               link to the best of them
+RUN/best               link to the best of them     RUN/nonfinite-*.json   samples that ended it, see train/nonfinite.py
 """
 
 from __future__ import annotations
