@@ -11,46 +11,19 @@ import numpy as np
 import pytest
 import torch
 
-from tests.objectives.test_objectives import demonstrations
 from tests.recipes import RL, SFT, unmask, write_recipe
-from tests.train.test_trainer import make_trainer
+from tests.train.in_need import NAN, made, spoiled
 from unmask.errors import UnmaskError
 from unmask.evaluate import Evaluation
 from unmask.objectives.ar import Autoregressive
 from unmask.objectives.masked_sft import MaskedSft
 from unmask.objectives.policy import PolicyObjective
-from unmask.objectives.rows import name_rows, score_targets
-from unmask.objectives.semi_ar import SemiAR
+from unmask.objectives.rows import fit_rows, score_targets
 from unmask.objectives.trace_sft import TraceSft
 from unmask.rl import critic
 from unmask.train.checkpoint import list_checkpoints
 from unmask.train.run import read_metrics
 from unmask.types import Demonstration
-
-NAN = float("nan")
-
-
-def made(max_nonfinite_updates: int = 3, max_tokens: int = 10**6):
-    """A trainer, rows of six samples with names, their loss, what is said and what is reported."""
-    trainer, _ = make_trainer(max_tokens, warmup_steps=8)
-    objective = SemiAR(SemiAR.Options(num_masks=4), trainer.model.spec, 0)
-    trainer.max_nonfinite_updates = max_nonfinite_updates
-    rows = [row for item in demonstrations(6) for row in name_rows(objective.rows([item]), f"sample {item.key}")]
-
-    def loss_fn(batch):
-        return objective.loss(score_targets(trainer.model, batch, trainer.backend, excludes_mask=False), batch)
-
-    said, reports = [], []
-    trainer.say = said.append
-    trainer.keep_report = lambda report: reports.append(report) or "FILE"
-    return trainer, rows, loss_fn, said, reports
-
-
-def spoiled(rows, *numbers: int):
-    rows = copy.deepcopy(rows)
-    for number in numbers:
-        rows[number].values["weight"][-1] = NAN
-    return rows
 
 
 def test_a_skipped_update_leaves_no_trace() -> None:
@@ -149,7 +122,8 @@ def test_rows_know_their_sample(model) -> None:
         TraceSft(TraceSft.Options(), model.spec, 0),
     ):
         rows = objective.rows(items)
-        assert {row.sample for row in rows} == {item.name for item in items}, type(objective)
+        for pieces in (rows, fit_rows(rows, 4)):
+            assert {row.sample for row in pieces} == {item.name for item in items}, type(objective)
 
 
 def of_call(monkeypatch, home, name: str, numbers: range, spoil) -> None:

@@ -55,7 +55,7 @@ def within_memory(trainer: Trainer[Any], rows: Sequence[TrainRow], work: Callabl
         if not _of_any_rank(trainer, is_short):
             return result  # type: ignore[return-value]
         result = None
-        trainer.optimizer.zero_grad(set_to_none=True)
+        trainer.optimizer.zero_grad(set_to_none=True)  # before what is free is given back
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

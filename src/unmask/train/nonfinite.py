@@ -48,7 +48,6 @@ def measure_alone(trainer: Trainer[Any], rows: Sequence[TrainRow], loss_fn: Loss
 def _measure(trainer: Trainer[Any], name: str, rows: Sequence[TrainRow], loss_fn: LossFn, share: float) -> Alone:
     total = 0.0
     trainer.model.train()
-    trainer.optimizer.zero_grad(set_to_none=True)
     for pack in pack_rows(rows, trainer.max_tokens):
         with trainer.autocast():
             loss, _ = loss_fn(collate(pack, trainer.model.device))
