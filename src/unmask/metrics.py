@@ -7,12 +7,19 @@ uninterrupted run. Wall-clock times go to `timings.jsonl`.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from unmask.errors import UnmaskError
 from unmask.files import describe_os_error
+
+
+def json_value(value: Any) -> Any:
+    """The value, or a float that JSON has no word for as text ("nan", "inf", "-inf")."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class JsonlWriter:

@@ -40,6 +40,12 @@ def hold_the_lock():
     sum(range(10**12))  # C code that looks at no signal
 
 
+def log_and_die(file):
+    with open(file, "a") as log:
+        log.write("tried\n")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def swallow_everything():
     while True:
         try:
@@ -56,6 +62,7 @@ ACTS = {
     "exit": sys.exit,
     "os._exit": lambda: os._exit(3),
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "log and die": log_and_die,
     "raise": lambda: [][1],
     "unpicklable": lambda: lambda: None,
     "huge": lambda: b"x" * 10**8,
@@ -174,21 +181,30 @@ def test_workers_run_at_the_same_time() -> None:
     assert time.monotonic() - start < 8
 
 
-def test_killed_while_idle_and_while_at_work() -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["kill", "stop"])
+def test_disturbed_while_idle_and_while_at_work(number) -> None:
+    """Neither costs an item: what a disturbed worker was at is done once more."""
+
     async def main():
         pool = WorkerPool(HOME, "make", (), 1)
         await pool.start()
         while pool._idle.qsize() < 2:
             await asyncio.sleep(0.01)
         for worker in pool._workers:
-            os.kill(worker._process.pid, signal.SIGKILL)
+            os.kill(worker._process.pid, number)
         time.sleep(0.2)
-        first = await pool.run(("echo", 1), 5.0)
-        at_work = asyncio.create_task(pool.run(("sleep", 30), 60.0))
+        first = await pool.run(("echo", 1), 20.0)
+        while pool._idle.qsize() < 2:
+            await asyncio.sleep(0.01)
+        at_work = asyncio.create_task(pool.run(("sleep", 1.5), 20.0))
         await asyncio.sleep(0.3)
         [busy] = [w for w in pool._workers if w not in pool._idle._queue]
-        os.kill(busy._process.pid, signal.SIGKILL)
+        os.kill(busy._process.pid, number)
+        start = time.monotonic()
         second = await at_work
+        assert time.monotonic() - start < 10  # and not after the time limit
+        assert second.value not in (None, busy._process.pid)
+        assert busy._process.poll() == -signal.SIGKILL
         third = await pool.run(("echo", 3), 5.0)
         while pool._idle.qsize() < 2:
             await asyncio.sleep(0.01)
@@ -197,8 +213,31 @@ def test_killed_while_idle_and_while_at_work() -> None:
         return first, second, third, [process.poll() for process in processes]
 
     first, second, third, codes = asyncio.run(main())
-    assert (first.value, second.failure, third.value) == (1, "the worker process died (signal 9)", 3)
+    assert (first.value, second.failure, third.value) == (1, "", 3)
     assert codes == [-9, -9]
+
+
+def test_what_ends_its_worker_by_a_signal_does_it_twice_at_most(tmp_path) -> None:
+    result, _ = run(("log and die", str(tmp_path / "log")), ("echo", 1), time_limit=20.0)
+    assert [each[:2] for each in result] == [(None, "the worker process died (signal 9)"), (1, "")]
+    assert (tmp_path / "log").read_text() == "tried\n" * 2
+
+
+def test_a_worker_that_is_killed_as_it_starts_is_started_again() -> None:
+    async def main():
+        pool = WorkerPool(HOME, "make", (0.5,))
+        await pool.start()
+        while len(pool._workers) < 2:
+            await asyncio.sleep(0.01)
+        [starting] = [worker for worker in pool._workers if worker not in pool._idle._queue]
+        os.kill(starting._process.pid, signal.SIGKILL)
+        while pool._idle.qsize() < 2:
+            await asyncio.sleep(0.01)
+        result = await pool.run(("echo", 1), 5.0)
+        await pool.close()
+        return result, starting in pool._workers
+
+    assert asyncio.run(asyncio.wait_for(main(), 60)) == ((1, "", ""), False)
 
 
 def test_a_cancelled_item_frees_its_place() -> None:

@@ -29,6 +29,10 @@ class TrainConfig(Section):
 
     max_hours: float | None = Field(None, gt=0, description="after so long the run saves and ends, to be resumed; None = never")
     max_tokens_per_micro_batch: int = Field(16384, ge=1, description="tokens of one forward; does not change results")
+    max_nonfinite_updates: int = Field(
+        3, ge=0, description="updates in a row that may be skipped because their loss or gradient is not finite; one more ends "
+        "the run, and the samples at fault are named",
+    )  # fmt: skip
     use_activation_checkpointing: bool = Field(
         False, description="layers are computed again in the backward pass: less memory, more time, the same results"
     )

@@ -36,6 +36,7 @@ def make_trainer(
         attention_backend=recipe.run.attention_backend, precision=pick_precision(recipe.run.precision, device),
         use_activation_checkpointing=recipe.train.use_activation_checkpointing, use_compile=recipe.train.use_compile,
         shard_size=recipe.train.shard_size, device=device, ranks=ranks,
+        max_nonfinite_updates=recipe.train.max_nonfinite_updates,
     )  # fmt: skip
 
 

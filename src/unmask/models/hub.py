@@ -67,7 +67,10 @@ def is_model_file(name: str) -> bool:
 
 def carry_files(source: Path, target: Path) -> None:
     """Copies the tokenizer and the other small files of a model folder into a new one."""
-    for pattern in CARRIED:
-        for file in source.glob(pattern):
-            if file.is_file():
-                shutil.copyfile(file, target / file.name)
+    for file in carried_files(source):
+        shutil.copyfile(file, target / file.name)
+
+
+def carried_files(source: Path) -> list[Path]:
+    """The tokenizer and the other small files of a model folder."""
+    return [file for pattern in CARRIED for file in source.glob(pattern) if file.is_file()]

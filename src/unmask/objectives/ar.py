@@ -44,4 +44,4 @@ class Autoregressive:
         column = target if self.spec.shift_logits else target - 1
         values = {"canvas_index": target - len(item.prompt_ids), "view": np.zeros_like(target)}
         shared = max(0, len(item.prompt_ids) - 1)
-        return TrainRow(ids, position, position, np.full_like(position, CLEAN), column, ids[target], values, shared)
+        return TrainRow(ids, position, position, np.full_like(position, CLEAN), column, ids[target], values, shared, item.name)

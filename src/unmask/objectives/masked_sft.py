@@ -19,7 +19,7 @@ from unmask.models import ModelSpec
 from unmask.objectives.cross_entropy import SftOptions, cross_entropy
 from unmask.objectives.fused_head import TargetStats
 from unmask.objectives.masking import MaskRates, draw_blocks, draw_positions
-from unmask.objectives.rows import RowBatch, TrainRow, set_weights
+from unmask.objectives.rows import RowBatch, TrainRow, name_rows, set_weights
 from unmask.objectives.views import Grid, masked_rows
 from unmask.types import Demonstration
 
@@ -111,7 +111,7 @@ class MaskedSft:
             for row in rows:
                 rate = rate_VS[row.values["mask"], row.values["canvas_index"] + num_prompt]
                 row.values["weight"] = 1.0 / (rate * num_masks * num_trainable * num_items)
-        return rows
+        return name_rows(rows, item.name)
 
     def _canvas_length(self, num_prompt: int, num_response: int) -> int:
         length = max(num_response, self.options.canvas_length or 0)

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from unmask.models import ModelSpec
 from unmask.objectives.fused_head import TargetStats
-from unmask.objectives.rows import RowBatch, TrainRow, set_weights
+from unmask.objectives.rows import RowBatch, TrainRow, name_rows, set_weights
 from unmask.types import Rollout
 
 MAX_LOG_RATIO = 10.0
@@ -99,7 +99,7 @@ class PolicyObjective:
         for rollout in rollouts:
             if rollout.token_advantages is None and rollout.advantage == 0:
                 continue
-            rows_of.append(self.views(rollout, draw))
+            rows_of.append(name_rows(self.views(rollout, draw), rollout.name))
             for row in rows_of[-1]:
                 if rollout.token_advantages is None:
                     row.values["advantage"] = np.full(len(row.target_ids), rollout.advantage)

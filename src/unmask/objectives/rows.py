@@ -32,6 +32,7 @@ class TrainRow:
     target_column [N]: indices of the targets in the row, ascending; target_ids [N]: the tokens to be predicted there.
     values: further float32 arrays [N] that the objective's loss wants back ("weight", "old_logprobs", ...).
     num_shared: so many leading tokens are clean whole blocks of a prompt, which other rows may begin with, too.
+    sample: what the row was made of, for messages: the example's id (RL: and the response's number in its group, "id#3").
     """
 
     input_ids: np.ndarray
@@ -42,6 +43,7 @@ class TrainRow:
     target_ids: np.ndarray
     values: dict[str, np.ndarray] = field(default_factory=dict)
     num_shared: int = 0
+    sample: str = ""
 
     @property
     def prefix(self) -> bytes:
@@ -59,6 +61,13 @@ class RowBatch:
     target_ids_N: Tensor
     values: dict[str, Tensor]
     work: Work = NO_WORK
+
+
+def name_rows(rows: list[TrainRow], sample: str) -> list[TrainRow]:
+    """The rows, all of which are of this sample now."""
+    for row in rows:
+        row.sample = sample
+    return rows
 
 
 def set_weights(rows_of: Sequence[Sequence[TrainRow]], kind: str, constant_length: int, num_sequences: int) -> None:
@@ -111,7 +120,7 @@ def split_row(row: TrainRow, max_tokens: int) -> Iterator[TrainRow]:
         yield TrainRow(
             row.input_ids[kept], row.position[kept], row.block[kept], row.copy[kept],
             row.target_column[is_mine] - first + clean, row.target_ids[is_mine],
-            {key: value[is_mine] for key, value in row.values.items()}, row.num_shared,
+            {key: value[is_mine] for key, value in row.values.items()}, row.num_shared, row.sample,
         )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from unmask.models import ModelSpec
 from unmask.objectives.cross_entropy import SftOptions, cross_entropy
 from unmask.objectives.fused_head import TargetStats
 from unmask.objectives.masked_sft import WINDOW
-from unmask.objectives.rows import RowBatch, TrainRow, set_weights
+from unmask.objectives.rows import RowBatch, TrainRow, name_rows, set_weights
 from unmask.objectives.trace_views import trace_rows
 from unmask.objectives.views import Grid
 from unmask.types import Demonstration, Trace
@@ -44,7 +44,8 @@ class TraceSft:
         for item in items:
             trace = item.trace or self._given_order(item)
             grid = Grid.of(self.spec, self.options.block_size or trace.block_size)
-            rows_of.append(trace_rows(trace, grid, self.spec.mask_token_id, trace_shrink=self.options.trace_shrink))
+            rows = trace_rows(trace, grid, self.spec.mask_token_id, trace_shrink=self.options.trace_shrink)
+            rows_of.append(name_rows(rows, item.name))
         set_weights(rows_of, self.options.loss_normalization, self.options.constant_length, len(items))
         return [row for rows in rows_of for row in rows]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unmask.config.training import ValueConfig
 from unmask.models import ValueModel
-from unmask.objectives.rows import RowBatch, TrainRow, fit_rows, set_weights, target_hidden
+from unmask.objectives.rows import RowBatch, TrainRow, fit_rows, name_rows, set_weights, target_hidden
 from unmask.objectives.value import outcome_rewards, trace_advantages, value_loss
 from unmask.rl.minibatches import minibatches
 from unmask.rl.rollout import derive_seed
@@ -38,7 +38,7 @@ class Critic:
 
         Returns the rows of each rollout for `update`, and the explained variance of the returns: 1 - var(R - V) / var(R).
         """
-        rows_of = [fit_rows(views(rollout), self.trainer.max_tokens) for rollout in rollouts]
+        rows_of = [fit_rows(name_rows(views(rollout), rollout.name), self.trainer.max_tokens) for rollout in rollouts]
         rows = [row for rows in rows_of for row in rows]
         self.trainer.set_values("old_value", rows, lambda batch: target_values(self.model, batch, self.trainer))
         errors, returns = [np.zeros(0)], [np.zeros(0)]
@@ -62,8 +62,12 @@ class Critic:
                     stats.append(self.trainer.update(rows, self._loss))
         if not stats:
             return {}
-        mean = {key: sum(s[key] for s in stats) / len(stats) for key in ("loss", "grad_norm")}
-        return {"value_loss": mean["loss"], "value_grad_norm": mean["grad_norm"], "value_lr": stats[-1]["lr"]}
+        taken = [s for s in stats if not s["num_nonfinite_updates"]]
+        counts: dict[str, float] = {"num_nonfinite_value_updates": len(stats) - len(taken)}
+        if not taken:
+            return counts
+        mean = {key: sum(s[key] for s in taken) / len(taken) for key in ("loss", "grad_norm")}
+        return {"value_loss": mean["loss"], "value_grad_norm": mean["grad_norm"], "value_lr": taken[-1]["lr"], **counts}
 
     def _loss(self, batch: RowBatch) -> tuple[Tensor, dict[str, Tensor]]:
         return value_loss(target_values(self.model, batch, self.trainer), batch, self.config.clip_eps)

@@ -38,12 +38,18 @@ def part_means(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def update_metrics(stats: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Means over the step's optimizer steps; token means where the objective gave sums. A step without any has counts alone."""
+    """Means over the step's optimizer steps; token means where the objective gave sums. A step without any has counts alone.
+
+    stats: of all updates, those that were skipped (which have no "loss") included.
+    """
+    num_begun, num_forwarded = len(stats), sum(s["num_tokens"] for s in stats)
+    stats = [s for s in stats if "loss" in s]
     num_targets = sum(s["num_targets"] for s in stats)
     counts: dict[str, float] = {
         "num_updates": len(stats),
+        "num_nonfinite_updates": num_begun - len(stats),
         "num_trained_tokens": num_targets,
-        "num_forwarded_tokens": sum(s["num_tokens"] for s in stats),
+        "num_forwarded_tokens": num_forwarded,
     }
     if not stats:
         return counts

@@ -49,12 +49,13 @@ class GroupScoring:
         self._whole: list[int] = []  # examples with all their responses
 
     def add(self, index: int, trace: Trace) -> None:
-        rollout = self._rollouts[index] = Rollout(trace, self.tokenizer.decode(trace.response_ids))
+        place, member = divmod(index, self.group_size)
+        name = f"{self.examples[place].id}#{member}"
+        rollout = self._rollouts[index] = Rollout(trace, self.tokenizer.decode(trace.response_ids), name=name)
         if self.rewards is not None:
             if self.rewards.needs_pieces:
                 rollout.pieces = self.tokenizer.shares(trace.response_ids)
-            self._scores[index] = self.rewards.submit(rollout, self.examples[index // self.group_size])
-        place = index // self.group_size
+            self._scores[index] = self.rewards.submit(rollout, self.examples[place])
         if all(member in self._rollouts for member in self._members(place)):
             self._whole.append(place)
 

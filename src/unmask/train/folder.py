@@ -25,7 +25,8 @@ from unmask.files import describe_os_error, write_text
 # train.max_steps stretches a learning rate schedule from here on; everything else of a step stays what it was.)
 _MAY_CHANGE = (
     "run.dir", "run.num_threads", "engine.", "train.max_steps", "train.max_hours", "train.use_activation_checkpointing",
-    "train.shard_size", "train.use_compile", "train.profile_steps", "reward.options.num_workers", "stop.", "checkpoint.",
+    "train.max_tokens_per_micro_batch", "train.max_nonfinite_updates", "train.shard_size", "train.use_compile",
+    "train.profile_steps", "reward.options.num_workers", "stop.", "checkpoint.",
     "log.",
 )  # fmt: skip
 

@@ -25,7 +25,7 @@ import torch
 from unmask import __version__
 from unmask.dist import Ranks
 from unmask.errors import UnmaskError
-from unmask.metrics import JsonlWriter
+from unmask.metrics import JsonlWriter, json_value
 
 LOGS = "logs"
 _LOGGER = logging.getLogger("unmask")
@@ -71,7 +71,8 @@ class RankLog(logging.Handler):
 
 def as_line(record: logging.LogRecord) -> dict[str, Any]:
     time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-    line = {"time": time, "level": record.levelname.lower(), "message": record.getMessage(), **getattr(record, "fields", {})}
+    values = {name: json_value(value) for name, value in getattr(record, "fields", {}).items()}
+    line = {"time": time, "level": record.levelname.lower(), "message": record.getMessage(), **values}
     if record.exc_info and record.exc_info[1] is not None:
         line["traceback"] = "".join(traceback.format_exception(record.exc_info[1]))
     return line

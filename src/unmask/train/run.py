@@ -5,6 +5,7 @@ RUN/versions.json      software and machine         RUN/timings.jsonl   wall-clo
 RUN/origins.json       where its models came from  RUN/base/           the model that adapters are trained for, if a preset
 RUN/checkpoints/       see train/checkpoint.py      RUN/tensorboard/, wandb-id.txt, wandb/   see train/sinks.py
 RUN/best               link to the best of them    RUN/logs/, profiles/   of every rank: see train/logs.py, train/profiling.py
+RUN/nonfinite-*.json    samples that ended it, see train/nonfinite.py
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any, Literal
 
 from unmask.config import LogConfig, RlRecipe, SftRecipe
 from unmask.errors import UnmaskError
-from unmask.files import replace_link
+from unmask.files import replace_link, write_text
 from unmask.metrics import JsonlWriter
 from unmask.models import Decoder, ValueModel
 from unmask.train.checkpoint import load_checkpoint, newest_valid, rng_state, step_folder
@@ -32,7 +33,7 @@ from unmask.train.folder import BEST, lock_folder, prepare_folder
 from unmask.train.interruption import Interruption
 from unmask.train.logs import RankLog, fields
 from unmask.train.profiling import StepProfiler
-from unmask.train.progress import RL_COLUMNS, SFT_COLUMNS, Progress
+from unmask.train.progress import RL_COLUMNS, SFT_COLUMNS, Progress, format_numbers
 from unmask.train.saving import CheckpointWriter
 from unmask.train.sinks import Sink, open_sinks
 from unmask.train.stopping import Stopping
@@ -106,6 +107,8 @@ class Run:
             title, recipe.train.max_steps, self.num_steps, columns=columns, is_quiet=not self.ranks.is_first
         )
         self.profiler = StepProfiler(folder, recipe.train.profile_steps, trainer.model.device, self.ranks.rank)
+        for each in self._trainers.values():
+            each.say, each.keep_report = self.say, self._keep_report
         for note in notes:
             self.say(note)
 
@@ -233,7 +236,18 @@ class Run:
         LOGGER.info("evaluation", extra=fields(step=self.num_steps, **self.evaluation))
         return self.evaluation
 
+    def _keep_report(self, report: Mapping[str, Any]) -> str:
+        """What is known of an update that ends the run, in RUN/nonfinite-step-N.json; returns the file."""
+        file = self.folder / f"nonfinite-step-{self.num_steps + 1:08d}.json"
+        if self.ranks.is_first:
+            write_text(file, json.dumps({"step": self.num_steps + 1, **report}, indent=2, allow_nan=False) + "\n")
+        return str(file)
+
     def _record(self, values: Mapping[str, float]) -> None:
+        """What is not finite is said and left out: JSON has no word for it."""
+        if left_out := {name: value for name, value in values.items() if not math.isfinite(value)}:
+            values = {name: value for name, value in values.items() if name not in left_out}
+            self.say(f"step {self.num_steps}: not recorded: {format_numbers(left_out)}")
         if self.files:
             self.files[0].write({"step": self.num_steps, **values})
         for sink in self.sinks:

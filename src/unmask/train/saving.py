@@ -23,6 +23,7 @@ from unmask.metrics import JsonlWriter
 from unmask.models.checkpoint import write_adapters, write_weights
 from unmask.models.hub import carry_files
 from unmask.train.checkpoint import MANIFEST, OPTIMIZER, STATE, list_checkpoints, manifest_text, step_folder
+from unmask.train.disk_space import check_space
 from unmask.train.optimizer import optimizer_tensors
 from unmask.train.techniques import reshard
 from unmask.train.trainer import Trainer
@@ -57,6 +58,7 @@ class CheckpointWriter:
         from torch.distributed import checkpoint as dcp  # where needed: it takes a second to import
 
         self.wait()
+        check_space(self.folder / step_folder(step), self.trainers.values(), self.tokenizer_from)
         weights = {name: self._weights(trainer) for name, trainer in self.trainers.items()}
         stack = ExitStack()
         temporary = None

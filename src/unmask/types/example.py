@@ -79,7 +79,7 @@ class Rollout:
 
     reward_parts: its sub-scores by name. pieces: the share of each response token in the text, where the reward asked for
     them. token_rewards: process rewards, one per response token. advantage: of the whole response. token_advantages: float
-    [canvas], of each token, instead.
+    [canvas], of each token, instead. name: the example's id and the response's number in its group ("id#3"), for messages.
     """
 
     trace: Trace
@@ -91,6 +91,7 @@ class Rollout:
     token_rewards: list[float] | None = None
     advantage: float = 0.0
     token_advantages: Any = None
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
