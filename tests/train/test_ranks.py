@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -15,8 +17,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.train.several_runs import NUM_STEPS, RUNS
+from tests.train.several_runs import NUM_STEPS, REWARD, RUNS
 from unmask.objectives.rows import TrainRow, pack_rows, share_packs
+from unmask.train.checkpoint import find_damage, list_checkpoints
 from unmask.train.timings import over_ranks, read_timings
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -115,14 +118,23 @@ def test_packs_are_shared_out_evenly(num_ranks) -> None:
     assert share_packs(rows, 64, 1) == [list(pack_rows(rows, 64))]
 
 
+def settings_of(name: str, run: Path) -> list[str]:
+    """Of one of the runs, in another folder."""
+    of_reward = (
+        [f"reward.name={run.parent / 'reward.py'}:share_of_digits", "reward.options={}"] if name.startswith("rl") else []
+    )
+    if of_reward:
+        (run.parent / "reward.py").write_text(REWARD)
+    own = [f"run.dir={run}", f"train.max_steps={NUM_STEPS[name]}", "run.num_threads=1"]
+    return ["optimizer.lr=1e-3", *RUNS[name][1], *of_reward, *own]
+
+
 class Started:
     """`unmask sft --nproc 2`, in a group of processes of its own."""
 
-    def __init__(self, recipe: Path, run: Path, *words: str):
-        name, settings = "sft", RUNS["sft"][1]
-        more = [f"run.dir={run}", "optimizer.lr=1e-3", "run.num_threads=1", f"train.max_steps={NUM_STEPS[name]}"]
-        command = [sys.executable, "-m", "unmask", name, str(recipe), *settings, *more, "--nproc", "2", *words]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    def __init__(self, recipe: Path, run: Path, *words: str, name: str = "sft"):
+        command = [sys.executable, "-m", "unmask", name.split("-")[0], str(recipe), *settings_of(name, run), "--nproc", "2"]
+        self.process = subprocess.Popen([*command, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def ranks(self) -> list[int]:
         """Their process ids, in the order of the ranks."""
@@ -166,8 +178,7 @@ def test_a_rank_that_dies_ends_all_and_the_run_goes_on_as_if_it_had_not(runs, tm
     code, out, err = Started(recipe, run, "--resume").end()
     assert (code, "did all its steps after step 20" in out) == (0, True), err
     assert (run / "metrics.jsonl").read_bytes() == (runs[1] / "sft" / "metrics.jsonl").read_bytes()
-    words = [f"run.dir={tmp_path / 'alone'}", "optimizer.lr=1e-3", "run.num_threads=1", "train.max_steps=20", *RUNS["sft"][1]]
-    result = python("-m", "unmask", "sft", recipe, *words, "--resume")  # on one rank
+    result = python("-m", "unmask", "sft", recipe, *settings_of("sft", tmp_path / "alone"), "--resume")  # on one rank
     assert result.returncode == 0, result.stderr
     assert_equal(runs[0] / "sft", tmp_path / "alone")
 
@@ -189,3 +200,52 @@ def test_a_signal_saves_and_a_mistake_is_one_line(runs, tmp_path) -> None:
     code, out, err = Started(recipe, run).end()  # found by the first rank alone
     assert (code, out) == (2, "")
     assert err == f"error: {run}: is not empty; continue that run with --resume or choose another run.dir\n"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the ranks in /proc")
+@pytest.mark.parametrize("attempt", range(20))
+def test_killed_at_random_moments(runs, tmp_path, attempt) -> None:
+    """One rank, or all of them with their launcher, whatever they are at: weights sharded, a value model, saving beside it."""
+    run, rng = tmp_path / "run", random.Random(attempt)
+    started = Started(runs[1] / "rl.toml", run, name="rl-sharded")
+    seconds = rng.uniform(4, 24)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and started.process.poll() is None:
+        time.sleep(0.01)
+    victims = started.ranks()
+    if attempt % 2:
+        victims = [started.process.pid, *victims]
+    elif victims:
+        victims = [rng.choice(victims)]
+    for pid in victims:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    started.end()
+    for checkpoint in list_checkpoints(run / "checkpoints"):
+        assert find_damage(checkpoint) is None
+    resume = ["--resume"] if (run / "recipe.toml").exists() else []
+    code, _, err = Started(runs[1] / "rl.toml", run, *resume, name="rl-sharded").end()
+    assert code == 0, err
+    assert (run / "metrics.jsonl").read_bytes() == (runs[1] / "rl-sharded" / "metrics.jsonl").read_bytes()
+    ends = (list_checkpoints(folder / "checkpoints")[-1] for folder in (run, runs[1] / "rl-sharded"))
+    a, b = (
+        {file.name: file.read_bytes() for file in end.rglob("*") if file.suffix in (".safetensors", ".distcp")} for end in ends
+    )
+    assert a == b
+    assert len(a) == 3  # (the value model's file has the policy's name)
+
+
+@pytest.mark.slow
+def test_two_copies_of_two_ranks_each_are_one(runs, tmp_path) -> None:
+    """HSDP: parts of weights within a copy, gradients added over copies."""
+    words = [*settings_of("sft", tmp_path / "run"), "train.shard_size=2", "train.max_steps=4", "eval.every_steps=0"]
+    result = python("-m", "unmask", "sft", runs[1] / "sft.toml", *words, "--nproc", 4)
+    assert result.returncode == 0, result.stderr
+    wanted = [record for record in metrics_of(runs[0] / "sft") if "loss" in record][:4]
+    for one, four in zip(wanted, metrics_of(tmp_path / "run"), strict=True):
+        assert math.isclose(one["loss"], four["loss"], rel_tol=1e-6)
+        assert math.isclose(one["grad_norm"], four["grad_norm"], rel_tol=1e-5)
+    result = python("-m", "unmask", "sft", runs[1] / "sft.toml", *words, "train.shard_size=3", "--nproc", 4, "--resume")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "train.shard_size 3 does not divide the 4 ranks of this run" in result.stderr
