@@ -25,7 +25,15 @@ from unmask.errors import UnmaskError
 from unmask.launch.machine import find_model_folder, pick_device, pick_precision, use_machine
 from unmask.launch.measures import joined, make_evaluator, make_loss_meter, measured_metrics
 from unmask.launch.origins import adapter_base, keep_beginning, pin_data, pin_folders
-from unmask.launch.parts import add_adapters, limits_beside_training, make_critic, make_reference, make_sft_stages, make_trainer
+from unmask.launch.parts import (
+    add_adapters,
+    limits_beside_training,
+    make_critic,
+    make_fleet,
+    make_reference,
+    make_sft_stages,
+    make_trainer,
+)
 from unmask.models import Decoder, find_family, preset_config
 from unmask.models.checkpoint import load_model, new_model
 from unmask.models.hub import resolve_folder
@@ -33,6 +41,7 @@ from unmask.objectives import RL_OBJECTIVES, SFT_OBJECTIVES
 from unmask.objectives.advantages import get_advantage
 from unmask.objectives.trace_sft import NEEDS_TRACES
 from unmask.rewards import REWARDS
+from unmask.rl.fleet import check_fleet
 from unmask.rl.loop import train_rl
 from unmask.rl.scoring import RewardPool
 from unmask.rl.stages import make_stages
@@ -51,6 +60,7 @@ def resolve(recipe: SftRecipe | RlRecipe) -> SftRecipe | RlRecipe:
     if isinstance(recipe, RlRecipe):
         get_strategy(recipe.rollout.remasking_strategy)
         get_advantage(recipe.advantage)
+        check_fleet(recipe.fleet, pick_device(recipe.run.device))
     get_backend(recipe.run.attention_backend, torch.device("cpu"))
     for key, metric in (("stop.metric", recipe.stop.metric), ("checkpoint.keep_best", recipe.checkpoint.keep_best)):
         known = measured_metrics(recipe)
@@ -150,13 +160,18 @@ def start(recipe: SftRecipe | RlRecipe, *, resume: bool = False, title: str = ""
         for stage in stages:
             engine.check(tokenizer.prompt_ids(first), stage.params, name="rollout")
         stack.enter_context(rewards)
+        fleet = make_fleet(recipe, trainer, tokenizer)
+        if fleet is not None:
+            stack.enter_context(fleet)
         run = Run(
             folder, recipe, trainer, tokenizer_from, joined(measures), resume=resume, title=title,
             value_trainer=critic.trainer if critic else None,
         )  # fmt: skip
         if ranks.is_first:
             keep_beginning(folder, origins, Path(scratch), resume)
-        return train_rl(recipe, run, engine, source, tokenizer, stages, rewards, critic, reference)
+        if fleet is not None:
+            fleet.say = run.progress.say
+        return train_rl(recipe, run, engine, source, tokenizer, stages, rewards, critic, reference, fleet)
 
 
 def indices_to_check(source: Source) -> Sequence[int]:

@@ -66,9 +66,13 @@ def make_stages(recipe: RlRecipe, model: Decoder) -> list[Stage]:
     return stages
 
 
+def stage_of(stages: list[Stage], step: int) -> Stage:
+    return next(s for s in reversed(stages) if s.from_step <= step)
+
+
 def enter_stage(stages: list[Stage], step: int, models: Sequence[Backbone]) -> Stage:
     """The stage of a step. The models' own block size becomes that of training: checkpoints and evaluation follow."""
-    stage = next(s for s in reversed(stages) if s.from_step <= step)
+    stage = stage_of(stages, step)
     for model in models:
         if stage.train_block_size and stage.train_block_size != model.spec.block_size:
             model.set_block_size(stage.train_block_size)

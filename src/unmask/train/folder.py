@@ -25,6 +25,7 @@ from unmask.files import describe_os_error, write_text
 # train.max_steps stretches a learning rate schedule from here on; everything else of a step stays what it was.)
 _MAY_CHANGE = (
     "run.dir", "run.num_threads", "engine.", "train.max_steps", "train.max_hours", "train.use_activation_checkpointing",
+    "fleet.num_", "fleet.address", "fleet.responses_per_task", "fleet.weight_transfer", "fleet.chunk_mb", "fleet.timeout_s",
     "reward.options.num_workers", "stop.", "checkpoint.", "log.",
 )  # fmt: skip
 

@@ -63,6 +63,7 @@ class Run:
     ):  # fmt: skip
         self.value_trainer = value_trainer
         self.loop_state: dict[str, Any] = {}  # what the loop wants to know again after a resumption
+        self.before_save: Callable[[], None] = lambda: None  # on all ranks; it may add to the state
         self.folder, self.recipe, self.trainer = folder, recipe, trainer
         self.tokenizer_from, self.evaluate = tokenizer_from, evaluate
         self.num_steps = 0
@@ -200,6 +201,7 @@ class Run:
             sink.write(self.num_steps, values)
 
     def save(self) -> None:
+        self.before_save()
         rng = self.ranks.gather(rng_state())
         if not self.ranks.is_first:
             return
