@@ -41,7 +41,7 @@ from unmask.objectives import RL_OBJECTIVES, SFT_OBJECTIVES
 from unmask.objectives.advantages import get_advantage
 from unmask.objectives.trace_sft import NEEDS_TRACES
 from unmask.rewards import REWARDS
-from unmask.rl.fleet import check_fleet
+from unmask.rl.cluster import check_fleet
 from unmask.rl.loop import train_rl
 from unmask.rl.scoring import RewardPool
 from unmask.rl.stages import make_stages

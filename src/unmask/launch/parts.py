@@ -21,8 +21,9 @@ from unmask.models.lora import add_lora
 from unmask.models.quantize import quantize_linears
 from unmask.objectives import SftObjective, make_sft_objective
 from unmask.rl.actor import ActorPlan
+from unmask.rl.cluster import num_gpus
 from unmask.rl.critic import Critic
-from unmask.rl.fleet import Fleet, num_gpus
+from unmask.rl.fleet import Fleet
 from unmask.train.trainer import Model, Trainer
 
 

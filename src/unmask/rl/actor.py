@@ -19,6 +19,7 @@ from unmask.errors import UnmaskError
 from unmask.models import Decoder, ModelSpec
 from unmask.models.checkpoint import allocate
 from unmask.models.lora import add_lora
+from unmask.rl.collective import Meeting, SendGroup
 from unmask.rl.weights import TensorInfo, fill
 from unmask.train.trainer import autocast
 from unmask.types import SamplingParams, Trace
@@ -67,6 +68,21 @@ class RolloutActor:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # and is not written to
             fill(self.model, infos, map(torch.from_numpy, chunks))
+        self.version = version
+        return version
+
+    def ping(self) -> None:
+        """Answers."""
+
+    def join(self, meeting: Meeting) -> None:
+        """Becomes a member of a group through which weights come; leaves the one before."""
+        self.group: SendGroup | None = None
+        self.group = SendGroup(meeting, self.model.device)
+
+    def receive_weights(self, version: int, infos: Sequence[TensorInfo], chunk_sizes: Sequence[int]) -> int:
+        """`set_weights` from the group."""
+        assert self.group is not None
+        fill(self.model, infos, map(self.group.receive, chunk_sizes))
         self.version = version
         return version
 

@@ -73,6 +73,8 @@ def update_metrics(stats: Sequence[dict[str, float]]) -> dict[str, float]:
     }
     if "ref_kl_sum" in stats[0]:
         metrics["ref_kl"] = per_token("ref_kl_sum")
+    if "truncated_sum" in stats[0]:
+        metrics["truncated_share"] = per_token("truncated_sum")
     if "mismatch_sum" in stats[0]:
         # The first update's forward pass still has the weights that sampled: what is left is the sampler's arithmetic.
         metrics["mismatch_kl"] = stats[0]["mismatch_sum"] / max(1.0, stats[0]["num_targets"])

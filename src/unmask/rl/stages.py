@@ -62,6 +62,11 @@ def make_stages(recipe: RlRecipe, model: Decoder) -> list[Stage]:
                 "train.old_logprobs = rollout is for views that the sampler saw; those of this objective (its masks, "
                 "trace_shrink or block size) are others: use auto"
             )
+        if recipe.fleet.max_staleness and not objective.has_sampler_views:
+            raise UnmaskError(
+                "fleet.max_staleness 1 is for views that the sampler saw, on which old rollouts are corrected by their "
+                "log-probabilities; those of this objective (its masks, trace_shrink or block size) are others: use 0"
+            )
         stages.append(Stage(from_step, params, objective, train_size, options.get("trace_shrink", 1)))
     return stages
 
