@@ -1,5 +1,5 @@
 """The processes that train together, each with a device of its own. The one importer of torch.distributed but for the launcher
-(cli/several.py).
+(cli/several.py) and the group that weights are sent through (rl/collective.py).
 
 Every rank runs the same loop on the same global batch and knows all its rows; what costs time is shared out: rollouts, and the
 packs of rows that are forwarded. What ranks have computed is put together in the order of the ranks.

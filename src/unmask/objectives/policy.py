@@ -11,7 +11,7 @@ TraceRL paper, eq. 3 (arXiv 2509.06949), with rho = pi(token | view) / pi_old(to
 | beta | `kl_beta` |
 | A_i | `Rollout.advantage`, or `Rollout.token_advantages` with a value model |
 | pi_old | `old_logprobs`: the sampler's own, or recomputed before the update |
-| (not there) | w: min(pi_old / pi_sampler, `importance_cap`), where the sampler's arithmetic is not the trainer's, or its weights are older |
+| (not there) | w: min(pi_old / pi_sampler, `importance_cap`), where the sampler's arithmetic or weights are not the trainer's |
 """
 
 from __future__ import annotations

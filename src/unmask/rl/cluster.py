@@ -45,6 +45,8 @@ def check_room(config: FleetConfig, device: torch.device, there: dict[str, float
 def start_ray(config: FleetConfig, device: torch.device) -> tuple[Any, bool]:
     """The package, connected to the cluster of the recipe or to one of its own, and whether it was not connected before (where
     it was, that cluster is used). Raises `UnmaskError`."""
+    if config.address:
+        _check_address(config.address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else each actor without a GPU warns
     import ray
@@ -56,9 +58,7 @@ def start_ray(config: FleetConfig, device: torch.device) -> tuple[Any, bool]:
         check_room(config, device, ray.cluster_resources())
         return ray, False
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "CRITICAL"}
-    if config.address:
-        _check_address(config.address)
-    else:
+    if not config.address:
         options |= {"num_cpus": config.num_actors * config.num_cpus_per_actor, "include_dashboard": False}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     try:

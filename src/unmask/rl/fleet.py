@@ -172,6 +172,7 @@ class Fleet:
         self.num_replaced += 1
         limit = DEATHS_PER_ACTOR * self.config.num_actors
         if self._deaths >= limit:
-            raise UnmaskError(f"fleet: {limit} rollout actors died in a row without a result; the last one: {reason}")
+            num = f"{limit} rollout actor{'s' * (limit > 1)} died"
+            raise UnmaskError(f"fleet: {num} in a row without a result; the last one: {reason}")
         self._members[self._members.index(member)] = self._new_member()
         self.say(f"rollout actor {member.pid or 'that was starting'} is replaced: {reason}")

@@ -94,7 +94,7 @@ def versions() -> dict[str, Any]:
     packages = {}
     for name in (
         "unmask", "torch", "numpy", "safetensors", "transformers", "tokenizers", "pydantic", "math-verify", "sympy",
-        "latex2sympy2_extended",
+        "latex2sympy2_extended", "ray",
     ):  # fmt: skip
         with suppress(metadata.PackageNotFoundError):
             packages[name] = metadata.version(name)
