@@ -74,7 +74,7 @@ class WeightSender:
 
     def _send(self, chunks: Iterator[Tensor], members: list[Member]) -> list[np.ndarray]:
         """Through the group; where that fails, the actors fetch this version from the store. The chunks, in either case."""
-        kept, failure = [], None
+        kept, failure = [], ""  # a text: an exception would keep the group from being freed, and actors waiting
         infos, receipts = self._infos["trained"], []
         limit = min(self.config.timeout_s, MEETING_S)
         try:
@@ -83,26 +83,25 @@ class WeightSender:
                 sizes = chunk_sizes(infos, self.config.chunk_mb * 10**6)
                 receipts = [member.handle.receive_weights.remote(self.version, infos, sizes) for member in members]
         except (RuntimeError, self.ray.exceptions.RayError) as error:
-            failure = error
+            failure = first_line(error)
         for chunk in chunks:  # all of them, whatever happens: other ranks go through them, too
             kept.append(chunk.cpu().numpy())
-            if receipts and self._group is not None and failure is None:
+            if receipts and self._group is not None and not failure:
                 try:
                     self._group.send(chunk)
                 except RuntimeError as error:
-                    failure = error
+                    failure = first_line(error)
         try:
-            if receipts and failure is None:
+            if receipts and not failure:
                 self.ray.get(receipts, timeout=limit)
                 self.num_collective += 1
                 for member in members:
                     member.version = self.version
         except self.ray.exceptions.RayError as error:
-            failure = error
-        if failure is not None:
+            failure = first_line(error)
+        if failure:
             self._group, self._met = None, []  # whoever waits for more is freed
-            reason = str(failure).strip().splitlines()[0]
-            self.say(f"weights of optimizer step {self.version} go through Ray's object store: {reason}")
+            self.say(f"weights of optimizer step {self.version} go through Ray's object store: {failure}")
         return kept
 
     def _is_there(self, member: Member, limit: float) -> bool:
@@ -127,3 +126,7 @@ class WeightSender:
         self._group = SendGroup(meeting, self.model.device, self._store)
         self.ray.get(joining, timeout=limit)
         self._met = members
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
