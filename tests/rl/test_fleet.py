@@ -123,6 +123,26 @@ def test_an_actor_gives_the_same_whatever_it_did_before() -> None:
         list(actor.decode(4, prompts, seeded(4)))
 
 
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_an_actor_has_the_adapters(use_dora) -> None:
+    model, config = make_model(), LoraConfig(rank=2, use_dora=use_dora)
+    add_lora(model, **config.model_dump(exclude={"base_bits"}), base="")
+    plain = decoded_here(model, 6, 1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.3)
+    actor = RolloutActor()
+    actor.build(plan_of(model, config))
+    infos = [info for names in split_names(model) for info in describe(model, names)]
+    chunks = [c.numpy() for names in split_names(model) for c in cut(whole_tensors(model, names), 1000)]
+    actor.set_weights(1, infos, *chunks)
+    wanted = decoded_here(model, 6, 1)
+    assert [t.canvas_ids for t in wanted] != [t.canvas_ids for t in plain]
+    found = dict(pair for news in actor.decode(1, prompts_of(6), seeded(6)) for pair in news)
+    assert_decoded_as([found[i] for i in range(6)], wanted)
+
+
 # Actors of a real cluster; it is started once.
 
 

@@ -19,6 +19,7 @@ from unmask.train.run import read_metrics
 
 pytestmark = pytest.mark.slow
 WORDS = ("train.max_steps=30", "eval.every_steps=10", "run.num_threads=1", "fleet.num_actors=2", "reward.options.num_workers=1")
+OPTIONS = "options = { wrong_reward = 0.5, is_cut_wrong = false }\n"  # of the reward that stands there
 REWARD = "def f(rollout, example):\n    return len(rollout.trace.response_ids) % 3 / 2, example.id"
 
 
@@ -57,10 +58,8 @@ def kill_now_and_then(process: subprocess.Popen[str], names: tuple[str, ...], ev
 
 def run(tmp_path: Path, name: str, *words: str, names: tuple[str, ...] = (), every_s: float = 20.0) -> tuple[Path, list[str]]:
     (tmp_path / "own.py").write_text(REWARD)
-    recipe, folder = (
-        write_recipe(tmp_path, "rl", RL.replace('"exact"', f'"{tmp_path / "own.py"}:f"').replace(OPTIONS, "")),
-        tmp_path / name,
-    )
+    text = RL.replace('"exact"', f'"{tmp_path / "own.py"}:f"').replace(OPTIONS, "")
+    recipe, folder = write_recipe(tmp_path, "rl", text), tmp_path / name
     process = start("rl", recipe, *WORDS, f"run.dir={folder}", *words)
     killed: list[str] = []
     if names:
@@ -69,9 +68,6 @@ def run(tmp_path: Path, name: str, *words: str, names: tuple[str, ...] = (), eve
     _, err = process.communicate(timeout=1800)
     assert process.returncode == 0, err
     return folder, killed
-
-
-OPTIONS = "options = { wrong_reward = 0.5, is_cut_wrong = false }\n"
 
 
 @pytest.fixture(scope="module")

@@ -60,7 +60,8 @@ def resolve(recipe: SftRecipe | RlRecipe) -> SftRecipe | RlRecipe:
     if isinstance(recipe, RlRecipe):
         get_strategy(recipe.rollout.remasking_strategy)
         get_advantage(recipe.advantage)
-        check_fleet(recipe.fleet, pick_device(recipe.run.device))
+        if recipe.fleet.num_actors:
+            check_fleet(recipe.fleet, pick_device(recipe.run.device))
     get_backend(recipe.run.attention_backend, torch.device("cpu"))
     for key, metric in (("stop.metric", recipe.stop.metric), ("checkpoint.keep_best", recipe.checkpoint.keep_best)):
         known = measured_metrics(recipe)

@@ -22,8 +22,6 @@ def num_gpus(config: FleetConfig, device: torch.device) -> float:
 
 def check_fleet(config: FleetConfig, device: torch.device) -> None:
     """Raises `UnmaskError` for what can be known to be missing before anything is started."""
-    if not config.num_actors:
-        return
     if importlib.util.find_spec("ray") is None:
         raise UnmaskError("fleet.num_actors needs the package ray; install it with: pip install 'unmask[ray]'")
     if config.address.startswith("ray://"):

@@ -58,8 +58,9 @@ class Fleet:
     def __exit__(self, *exc_info: object) -> None:
         self._is_closed = True
         if self.ranks.is_first:
-            with suppress(Exception), self._streaming:  # a stream in another thread ends first
-                for member in self._members:
+            self._streaming.acquire(timeout=10 * _TICK_S)  # a stream in another thread ends first
+            for member in self._members:
+                with suppress(self._ray.exceptions.RayError):
                     self._ray.kill(member.handle)
             if self._owns_ray:
                 self._ray.shutdown()

@@ -53,9 +53,10 @@ class WeightSender:
             if kind == "fixed" and kind in self._infos:
                 continue
             self._infos[kind] = describe(self.model, names)
-            chunks = cut(whole_tensors(self.model, names), self.config.chunk_mb * 10**6)
+            tensors = whole_tensors(self.model, names)
+            chunks = cut(tensors, self.config.chunk_mb * 10**6)
             if not self.ranks.is_first:
-                deque(chunks, maxlen=0)
+                deque(tensors, maxlen=0)
             elif kind == "trained" and self.is_collective:
                 self._chunks[kind] = self._send(chunks, [m for m in members if m.version is not None])
             else:
