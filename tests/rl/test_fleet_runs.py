@@ -8,6 +8,7 @@ import signal
 import subprocess
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -51,8 +52,9 @@ def kill_now_and_then(process: subprocess.Popen[str], names: tuple[str, ...], ev
         time.sleep(rng.uniform(0.5, 1.5) * every_s)
         name = rng.choice(names)
         if pids := descendants(process.pid, name):
-            os.kill(rng.choice(pids), signal.SIGKILL)
-            killed.append(name)
+            with suppress(ProcessLookupError):  # it has ended by itself
+                os.kill(rng.choice(pids), signal.SIGKILL)
+                killed.append(name)
     return killed
 
 
@@ -66,6 +68,8 @@ def run(tmp_path: Path, name: str, *words: str, names: tuple[str, ...] = (), eve
         watcher = threading.Thread(target=lambda: killed.extend(kill_now_and_then(process, names, every_s, 0)))
         watcher.start()
     _, err = process.communicate(timeout=1800)
+    if names:
+        watcher.join()
     assert process.returncode == 0, err
     return folder, killed
 
