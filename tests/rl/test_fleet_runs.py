@@ -19,7 +19,7 @@ from tests.train.test_durability import assert_same_end
 from unmask.train.run import read_metrics
 
 pytestmark = pytest.mark.slow
-WORDS = ("train.max_steps=30", "eval.every_steps=10", "run.num_threads=1", "fleet.num_actors=2", "reward.options.num_workers=1")
+WORDS = ("train.max_steps=80", "eval.every_steps=10", "run.num_threads=1", "fleet.num_actors=2", "reward.options.num_workers=1")
 OPTIONS = "options = { wrong_reward = 0.5, is_cut_wrong = false }\n"  # of the reward that stands there
 REWARD = "def f(rollout, example):\n    return len(rollout.trace.response_ids) % 3 / 2, example.id"
 
@@ -46,15 +46,15 @@ def descendants(pid: int, name: str) -> list[int]:
 
 
 def kill_now_and_then(process: subprocess.Popen[str], names: tuple[str, ...], every_s: float, seed: int) -> list[str]:
-    """SIGKILL to a random one of the run's processes of these names, until it has ended; what was killed."""
+    """SIGKILL to a random one of the run's processes of each of these names, until it has ended; what was killed."""
     killed, rng = [], random.Random(seed)
     while process.poll() is None:
         time.sleep(rng.uniform(0.5, 1.5) * every_s)
-        name = rng.choice(names)
-        if pids := descendants(process.pid, name):
-            with suppress(ProcessLookupError):  # it has ended by itself
-                os.kill(rng.choice(pids), signal.SIGKILL)
-                killed.append(name)
+        for name in names:
+            if pids := descendants(process.pid, name):
+                with suppress(ProcessLookupError):  # it has ended by itself
+                    os.kill(rng.choice(pids), signal.SIGKILL)
+                    killed.append(name)
     return killed
 
 

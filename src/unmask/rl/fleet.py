@@ -19,7 +19,7 @@ from unmask.rl.member import Member
 from unmask.rl.sending import WeightSender
 from unmask.types import SamplingParams, Trace
 
-DEATHS_PER_ACTOR = 3  # so many in a row without a result, and the run ends
+DEATHS_PER_ACTOR = 5  # so many in a row without a result, and the run ends
 _TICK_S = 0.5  # between looks at what should have come
 
 
