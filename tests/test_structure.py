@@ -38,6 +38,7 @@ OPTIONAL = {
     "matplotlib": "viewer/picture.py",
     "lm_eval": "lm_harness.py",
     "openai": "rewards/chat_endpoint.py",
+    "ray": "rl/cluster.py",
     "tensorboard": "train/sinks.py",
     "wandb": "train/sinks.py",
 }

@@ -1,5 +1,4 @@
-"""The processes that train together, each with a device of its own. The one importer of torch.distributed but for the launcher
-(cli/several.py).
+"""The processes that train together, each with a device of its own, and tensors that they hold in parts.
 
 Every rank runs the same loop on the same global batch and knows all its rows; what costs time is shared out: rollouts, and the
 packs of rows that are forwarded. What ranks have computed is put together in the order of the ranks.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -29,6 +31,7 @@ VALUES = {
     "old_logprobs": [-1.0, -2.0, -0.5], "rollout_logprobs": [-1.0, -3.5, -0.2], "ref_logprobs": [-1.4, -1.7, -0.9],
     "advantage": [1.0, -2.0, 0.5], "weight": [0.2, 0.3, 0.5],
 }  # fmt: skip
+KEYS = ("old_logprobs", "rollout_logprobs")
 NEW = [-1.1, -1.8, -0.5]
 
 
@@ -78,6 +81,10 @@ def test_importance_weights_are_truncated(model, cap) -> None:
     wanted = -(w * (surrogate - 0.3 * ((-d).exp() - 1 + d))).sum()
     assert loss.item() == pytest.approx(wanted.item(), abs=1e-6)
     torch.testing.assert_close(*(torch.autograd.grad(x, new)[0] for x in (loss, wanted)), atol=1e-6, rtol=0)
+    if cap:
+        assert sums["truncated_sum"].item() == sum(math.exp(o - s) > cap for o, s in zip(*map(VALUES.get, KEYS), strict=True))
+    else:
+        assert "truncated_sum" not in sums
     e = new - sampler
     assert sums["mismatch_sum"].item() == pytest.approx(((-e).exp() - 1 + e).sum().item(), abs=1e-5)
 

@@ -22,6 +22,7 @@ from unmask.config.sections import (
 )
 from unmask.config.training import (
     BlockStage,
+    FleetConfig,
     LoraConfig,
     OptimizerConfig,
     ReferenceConfig,
@@ -68,6 +69,7 @@ class RlRecipe(Section):
     reward: Plugin = Field(default_factory=lambda: Plugin(name="exact"))
     rollout: SamplingParams = Field(default_factory=SamplingParams)
     engine: EngineLimits = Field(default_factory=EngineLimits)
+    fleet: FleetConfig = Field(default_factory=FleetConfig)
     advantage: str = Field(
         "group_zscore", description="group_zscore, group_mean_centred, leave_one_out, batch_zscore or none (the reward itself)"
     )

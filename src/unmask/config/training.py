@@ -107,6 +107,39 @@ class ReferenceConfig(Section):
     path: str = Field("", description="model folder, run folder or hub name; empty = the model the run began with")
 
 
+class FleetConfig(Section):
+    """Rollouts by actors, processes of their own on this machine or others (extra `ray`)."""
+
+    num_actors: int = Field(0, ge=0, le=4096, description="actors that decode; 0 = the training processes do it themselves")
+    num_gpus_per_actor: float | None = Field(
+        None, ge=0, description="a part of one (0.5) = shared, 0 = CPUs; None = 1 where the training is on a GPU, else 0"
+    )
+    num_cpus_per_actor: int = Field(1, ge=1, le=1024, description="CPU threads of an actor")
+    address: str = Field(
+        "", description="auto, or HOST:PORT of the head of a running Ray cluster; empty = one of the run's own, on this machine"
+    )
+    max_staleness: Literal[0, 1] = Field(
+        0, description="1 = while a step is trained, the next one is decoded with the weights before it; 0 = in turns"
+    )
+    responses_per_task: int = Field(
+        0, ge=0, description="responses that an actor decodes together and by themselves; 0 = a step makes two tasks per actor"
+    )
+    weight_transfer: Literal["auto", "collective", "object_store"] = Field(
+        "auto",
+        description="to actors: by NCCL or gloo, or through Ray's object store; auto = NCCL between GPUs, else the store",
+    )
+    chunk_mb: int = Field(256, ge=1, description="weights travel in chunks of so many 10^6 bytes")
+    timeout_s: float = Field(
+        600.0, gt=0, description="an actor with work and without news for so long is replaced; without any actor, the run ends"
+    )
+
+    @model_validator(mode="after")
+    def _has_actors(self) -> FleetConfig:
+        if self.max_staleness and not self.num_actors:
+            raise ValueError("fleet.max_staleness is about actors, and there are none; set fleet.num_actors")
+        return self
+
+
 class BlockStage(Section):
     """Block sizes from an RL step on: rollouts and training may differ (block growth; paper, section 5)."""
 

@@ -29,6 +29,7 @@ from unmask.launch.parts import (
     is_sharding,
     make_critic,
     make_engine,
+    make_fleet,
     make_reference,
     make_sft_stages,
     make_trainer,
@@ -41,6 +42,7 @@ from unmask.objectives import RL_OBJECTIVES, SFT_OBJECTIVES
 from unmask.objectives.advantages import get_advantage
 from unmask.objectives.trace_sft import NEEDS_TRACES
 from unmask.rewards import REWARDS
+from unmask.rl.cluster import check_fleet
 from unmask.rl.loop import train_rl
 from unmask.rl.scoring import RewardPool
 from unmask.rl.stages import make_stages
@@ -60,6 +62,8 @@ def resolve(recipe: SftRecipe | RlRecipe) -> SftRecipe | RlRecipe:
     if isinstance(recipe, RlRecipe):
         get_strategy(recipe.rollout.remasking_strategy)
         get_advantage(recipe.advantage)
+        if recipe.fleet.num_actors:
+            check_fleet(recipe.fleet, pick_device(recipe.run.device))
     get_backend(recipe.run.attention_backend, torch.device("cpu"))
     for key, metric in (("stop.metric", recipe.stop.metric), ("checkpoint.keep_best", recipe.checkpoint.keep_best)):
         known = measured_metrics(recipe)
@@ -166,13 +170,18 @@ def start(recipe: SftRecipe | RlRecipe, *, resume: bool = False, title: str = ""
         for stage in stages:
             engine.check(tokenizer.prompt_ids(first), stage.params, name="rollout")
         stack.enter_context(rewards)
+        fleet = make_fleet(recipe, trainer, tokenizer)
+        if fleet is not None:
+            stack.enter_context(fleet)
         run = Run(
             folder, recipe, trainer, tokenizer_from, joined(measures), log, resume=resume, title=title,
             value_trainer=critic.trainer if critic else None,
         )  # fmt: skip
         if ranks.is_first:
             keep_beginning(folder, origins, Path(scratch), resume)
-        return train_rl(recipe, run, engine, source, tokenizer, stages, rewards, critic, reference)
+        if fleet is not None:
+            fleet.say = run.say
+        return train_rl(recipe, run, engine, source, tokenizer, stages, rewards, critic, reference, fleet)
 
 
 def indices_to_check(source: Source) -> Sequence[int]:

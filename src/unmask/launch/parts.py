@@ -10,6 +10,7 @@ import torch
 from unmask.config import Plugin, RlRecipe, SftRecipe
 from unmask.config.sections import EngineLimits
 from unmask.config.training import LoraConfig, OptimizerConfig
+from unmask.data.chat import ChatTokenizer
 from unmask.diffusion.sequence import Decode
 from unmask.dist import Ranks
 from unmask.engine import Engine
@@ -21,7 +22,10 @@ from unmask.models.decoder import Backbone
 from unmask.models.lora import add_lora
 from unmask.models.quantize import quantize_linears
 from unmask.objectives import SftObjective, make_sft_objective
+from unmask.rl.actor import ActorPlan
+from unmask.rl.cluster import num_gpus
 from unmask.rl.critic import Critic
+from unmask.rl.fleet import Fleet
 from unmask.train.techniques import apply_techniques
 from unmask.train.trainer import Model, Trainer
 
@@ -125,6 +129,21 @@ def _find_reference(recipe: RlRecipe, policy: Decoder) -> Decoder | None:
     model = load_model(find_model_folder(recipe.reference.path), device=policy.device)
     check_reads_the_same(model, policy, f"reference.path {recipe.reference.path}")
     return model.requires_grad_(False)
+
+
+def make_fleet(recipe: RlRecipe, trainer: Trainer[Decoder], tokenizer: ChatTokenizer) -> Fleet | None:
+    """The rollout actors, not yet started; None where the recipe has none. Raises `UnmaskError`."""
+    config, model = recipe.fleet, trainer.model
+    if not config.num_actors:
+        return None
+    if recipe.lora.base_bits == 4:
+        raise UnmaskError("lora.base_bits 4 is not for a fleet: weights of four bits are not sent; set fleet.num_actors to 0")
+    share = num_gpus(config, model.device)
+    plan = ActorPlan(
+        model.spec, model.dtype, "cuda" if share else "cpu", trainer.precision, config.num_cpus_per_actor, share, recipe.lora,
+        recipe.engine, tokenizer.decode if recipe.rollout.stop_strings else None,
+    )  # fmt: skip
+    return Fleet(config, model, plan, trainer.ranks)
 
 
 def check_reads_the_same(model: Backbone, policy: Backbone, where: str) -> None:

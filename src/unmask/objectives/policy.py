@@ -11,7 +11,7 @@ TraceRL paper, eq. 3 (arXiv 2509.06949), with rho = pi(token | view) / pi_old(to
 | beta | `kl_beta` |
 | A_i | `Rollout.advantage`, or `Rollout.token_advantages` with a value model |
 | pi_old | `old_logprobs`: the sampler's own, or recomputed before the update |
-| (not there) | w: min(pi_old / pi_sampler, `importance_cap`), where the sampler's arithmetic is not the trainer's |
+| (not there) | w: min(pi_old / pi_sampler, `importance_cap`), where the sampler's arithmetic or weights are not the trainer's |
 """
 
 from __future__ import annotations
@@ -73,7 +73,10 @@ class PolicyOptions(BaseModel):
     )
     constant_length: int = Field(256, ge=1, description="the divisor of loss_normalization = constant")
     importance_cap: float = Field(
-        2.0, ge=0, description="bound of the weights that correct a sampler whose arithmetic is not the trainer's; 0 = none"
+        2.0,
+        ge=0,
+        description="bound of the weights that correct a sampler whose arithmetic is not the trainer's, or whose weights are "
+        "older; 0 = none",
     )
 
 
@@ -133,7 +136,10 @@ class PolicyObjective:
             }
             if o.kl_to == "reference":
                 sums["ref_kl_sum"] = kl_estimate(new_N, batch.values["ref_logprobs"], "k3").sum()
+            if self.has_sampler_views and o.importance_cap:
+                sums["truncated_sum"] = (log_importance_N > math.log(o.importance_cap)).float().sum()
             if self.has_sampler_views:
-                # In the first update of a step, whose weights are those that sampled, this is the sampler's mismatch.
+                # In the first update of a step, whose weights are those that sampled, this is the sampler's mismatch
+                # (of old rollouts: with what the weights have changed since).
                 sums["mismatch_sum"] = kl_estimate(new_N, batch.values["rollout_logprobs"], "k3").sum()
         return loss, sums

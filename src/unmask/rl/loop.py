@@ -13,6 +13,7 @@ from unmask.config import RlRecipe
 from unmask.config.training import RlTrainConfig
 from unmask.data.chat import ChatTokenizer
 from unmask.data.sources import EpochOrder, Source
+from unmask.dist import ALONE
 from unmask.engine import Engine
 from unmask.models import Decoder
 from unmask.objectives.advantages import get_advantage
@@ -20,13 +21,15 @@ from unmask.objectives.policy import kl_estimate
 from unmask.objectives.rows import RowBatch, TrainRow, fit_rows, score_targets
 from unmask.objectives.trace_views import trace_rows
 from unmask.objectives.views import Grid
-from unmask.rl.collect import collect
+from unmask.rl.ahead import StepRollouts
+from unmask.rl.collect import Collected, collect
 from unmask.rl.critic import Critic, set_process_advantages
-from unmask.rl.metrics import rollout_metrics, update_metrics
+from unmask.rl.fleet import Fleet
+from unmask.rl.metrics import rollout_metrics, staleness_metrics, update_metrics
 from unmask.rl.minibatches import minibatches
-from unmask.rl.rollout import derive_seed, make_rollouts
+from unmask.rl.rollout import Sampler, derive_seed, make_rollouts
 from unmask.rl.scoring import RewardPool
-from unmask.rl.stages import Stage, enter_stage
+from unmask.rl.stages import Stage, enter_stage, stage_of
 from unmask.train.run import Outcome, Run
 from unmask.train.techniques import reshard
 from unmask.train.trainer import Trainer
@@ -37,13 +40,13 @@ NUM_REPLAYED = 2  # responses a step whose own views are scored where the update
 
 def train_rl(
     recipe: RlRecipe, run: Run, engine: Engine, source: Source, tokenizer: ChatTokenizer, stages: list[Stage],
-    rewards: RewardPool, critic: Critic | None = None, reference: Decoder | None = None,
+    rewards: RewardPool, critic: Critic | None = None, reference: Decoder | None = None, fleet: Fleet | None = None,
 ) -> Outcome:  # fmt: skip
     """Trains until the measured target or `train.max_steps`. What a step does follows from its number, the weights, and how
     many prompts have been taken before it.
 
     engine: decodes with the trainer's own model. rewards: entered. reference: the frozen model of
-    `objective.options.kl_to = "reference"`.
+    `objective.options.kl_to = "reference"`. fleet: decodes the rollouts instead; entered.
     """
     trainer, settings, seed = run.trainer, recipe.train, recipe.run.seed
     advantage = get_advantage(recipe.advantage)
@@ -54,18 +57,25 @@ def train_rl(
     progress.setdefault("num_prompts", 0)
     progress.setdefault("num_skipped_steps", 0)
 
-    def take(num: int) -> list[Example]:
-        first = progress["num_prompts"]
-        progress["num_prompts"] += num
+    sampler: Sampler = fleet or engine
+
+    def examples_from(first: int, num: int) -> list[Example]:
         return [source[order[n][0]] for n in range(first, first + num)]
 
-    def decode(stage: Stage, step: int, examples: Sequence[Example], number: int) -> list[RolloutGroup]:
+    def take(num: int) -> list[Example]:
+        progress["num_prompts"] += num
+        return examples_from(progress["num_prompts"] - num, num)
+
+    def decode(step: int, examples: Sequence[Example], number: int) -> list[RolloutGroup]:
         keys = (seed, step, number) if number else (seed, step)
         with trainer.autocast():
             return make_rollouts(
-                engine, tokenizer, examples, stage.params, rewards, group_size=settings.group_size, seed_keys=keys,
-                ranks=trainer.ranks,
+                sampler, tokenizer, examples, stage_of(stages, step).params, rewards, group_size=settings.group_size,
+                seed_keys=keys, ranks=ALONE if fleet else trainer.ranks,
             )  # fmt: skip
+
+    def collect_step(step: int) -> Collected:
+        return collect(take, partial(decode, step), settings, keeps_all=keeps_all)
 
     def loss_fn(stage: Stage, batch: RowBatch) -> tuple[Tensor, dict[str, Tensor]]:
         stats = score_targets(trainer.model, batch, trainer.backend, temperature=stage.params.temperature)
@@ -73,21 +83,22 @@ def train_rl(
 
     models = [trainer.model, *([critic.model] if critic else [])]
     enter_stage(stages, run.num_steps, models)  # for an evaluation before the first step
+    rollouts = StepRollouts(sampler, collect_step, trainer, settings.max_steps, progress, examples_from)
+    run.before_save = rollouts.keep
     with run:
         for step in run.steps():
             clock = run.stopwatch(lambda: engine.runner.num_flops)
             stage = enter_stage(stages, step, models)
             views = partial(stage.views, spec=trainer.model.spec)
 
-            # 1. Prompts in seeded epochs; rollouts with the weights as they are, rewarded; groups without signal replaced.
-            clock.begin("publish_s")
-            trainer.publish(engine.model)
-            clock.begin("rollout_s")
-            engine.update_weights(policy_version=trainer.optimizer_step)
-            collected = collect(take, partial(decode, stage, step), settings, keeps_all=keeps_all)
+            # 1. Prompts in seeded epochs; rollouts with the weights as they are (or were a step ago), rewarded; groups without
+            # signal replaced.
+            collected = rollouts.of_step(step, clock)
             groups = collected.kept
-            clock.move("reward_s", rewards.waited_s)
+            if not rollouts.is_ahead:
+                clock.move("reward_s", rewards.waited_s)
             rewards.waited_s = 0.0
+            staleness = staleness_metrics(collected, trainer.optimizer_step) if rollouts.is_ahead else {}
 
             # 2. Advantages: of whole responses, or of each token over the steps of its trace.
             clock.begin("rows_s")
@@ -135,9 +146,10 @@ def train_rl(
                 run.say(f"step {step + 1}: no group carries a signal; nothing was trained")
 
             # 6. Metrics, evaluation, checkpoint, end.
-            metrics = {**rollout_metrics(collected), **update_metrics(stats), **mismatch, **value_metrics}
+            metrics = {**rollout_metrics(collected), **staleness, **update_metrics(stats), **mismatch, **value_metrics}
             metrics["num_skipped_steps"] = progress["num_skipped_steps"]
-            run.finish_step(metrics, clock.timings(metrics["num_trained_tokens"], metrics["num_forwarded_tokens"]))
+            timings = clock.timings(metrics["num_trained_tokens"], metrics["num_forwarded_tokens"])
+            run.finish_step(metrics, timings | ({"num_replaced_actors": fleet.num_replaced} if fleet else {}))
     return run.outcome
 
 
@@ -166,7 +178,7 @@ def needs_old_logprobs(recipe: RlRecipe, stage: Stage, trainer: Trainer) -> bool
     """Whether the sampler's log-probabilities cannot serve as those of the policy before the update."""
     if not stage.objective.has_sampler_views:
         return True
-    is_exact = trainer.precision == "float32" and stage.params.cache in ("auto", "none")
+    is_exact = trainer.precision == "float32" and stage.params.cache in ("auto", "none") and not recipe.fleet.max_staleness
     return recipe.train.old_logprobs == "recompute" or (recipe.train.old_logprobs == "auto" and not is_exact)
 
 

@@ -31,6 +31,12 @@ def rollout_metrics(collected: Collected) -> dict[str, float]:
     }
 
 
+def staleness_metrics(collected: Collected, optimizer_step: int) -> dict[str, float]:
+    """How many optimizer steps older than the trainer's the weights were that decoded these responses."""
+    ages = [optimizer_step - rollout.trace.policy_version for group in collected.groups for rollout in group.rollouts]
+    return {"staleness_mean": float(np.mean(ages)), "staleness_max": max(ages)}
+
+
 def part_means(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Mean of every sub-score over the responses that have it."""
     names = dict.fromkeys(name for given in parts for name in given)
@@ -73,6 +79,8 @@ def update_metrics(stats: Sequence[dict[str, float]]) -> dict[str, float]:
     }
     if "ref_kl_sum" in stats[0]:
         metrics["ref_kl"] = per_token("ref_kl_sum")
+    if "truncated_sum" in stats[0]:
+        metrics["truncated_share"] = per_token("truncated_sum")
     if "mismatch_sum" in stats[0]:
         # The first update's forward pass still has the weights that sampled: what is left is the sampler's arithmetic.
         metrics["mismatch_kl"] = stats[0]["mismatch_sum"] / max(1.0, stats[0]["num_targets"])

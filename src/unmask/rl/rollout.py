@@ -4,15 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from typing import Protocol
 
 from unmask.data.chat import ChatTokenizer
 from unmask.dist import ALONE, Ranks
-from unmask.engine import Engine
+from unmask.engine.request import RequestOutput
+from unmask.models import Decoder
 from unmask.rewards import Score
 from unmask.rl.scoring import RewardPool
 from unmask.types import Example, Rollout, RolloutGroup, SamplingParams, Trace
+
+
+class Sampler(Protocol):
+    """What decodes: an `Engine`, one for each rank, or a fleet of actors, for all of them."""
+
+    @property
+    def model(self) -> Decoder: ...
+
+    def stream(self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]) -> Iterator[tuple[int, RequestOutput]]:
+        """(number of the prompt, news) as soon as there are any; the last news of each have its trace."""
+        ...
+
+    def update_weights(self, *, policy_version: int) -> None:
+        """The model's weights have changed in place."""
+        ...
 
 
 def derive_seed(*keys: int | str) -> int:
@@ -21,7 +38,7 @@ def derive_seed(*keys: int | str) -> int:
 
 
 def seeded_params(
-    engine: Engine, tokenizer: ChatTokenizer, params: SamplingParams, num_examples: int, group_size: int = 1,
+    engine: Sampler, tokenizer: ChatTokenizer, params: SamplingParams, num_examples: int, group_size: int = 1,
     seed_keys: tuple[int | str, ...] = (),
 ) -> list[SamplingParams]:  # fmt: skip
     """Parameters of every response, group by group: a seed of its own each, and the stop tokens of model and template."""
@@ -81,7 +98,7 @@ class GroupScoring:
 
 
 def make_rollouts(
-    engine: Engine, tokenizer: ChatTokenizer, examples: Sequence[Example], params: SamplingParams, rewards: RewardPool | None,
+    engine: Sampler, tokenizer: ChatTokenizer, examples: Sequence[Example], params: SamplingParams, rewards: RewardPool | None,
     *, group_size: int = 1, seed_keys: tuple[int | str, ...] = (), finished: Mapping[int, Trace] | None = None,
     on_finished: Callable[[int, Trace], None] | None = None, ranks: Ranks = ALONE,
 ) -> list[RolloutGroup]:  # fmt: skip

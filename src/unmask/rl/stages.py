@@ -62,13 +62,22 @@ def make_stages(recipe: RlRecipe, model: Decoder) -> list[Stage]:
                 "train.old_logprobs = rollout is for views that the sampler saw; those of this objective (its masks, "
                 "trace_shrink or block size) are others: use auto"
             )
+        if recipe.fleet.max_staleness and not objective.has_sampler_views:
+            raise UnmaskError(
+                "fleet.max_staleness 1 is for views that the sampler saw, on which old rollouts are corrected by their "
+                "log-probabilities; those of this objective (its masks, trace_shrink or block size) are others: use 0"
+            )
         stages.append(Stage(from_step, params, objective, train_size, options.get("trace_shrink", 1)))
     return stages
 
 
+def stage_of(stages: list[Stage], step: int) -> Stage:
+    return next(s for s in reversed(stages) if s.from_step <= step)
+
+
 def enter_stage(stages: list[Stage], step: int, models: Sequence[Backbone]) -> Stage:
     """The stage of a step. The models' own block size becomes that of training: checkpoints and evaluation follow."""
-    stage = next(s for s in reversed(stages) if s.from_step <= step)
+    stage = stage_of(stages, step)
     for model in models:
         if stage.train_block_size and stage.train_block_size != model.spec.block_size:
             model.set_block_size(stage.train_block_size)

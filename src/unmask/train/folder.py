@@ -26,8 +26,8 @@ from unmask.files import describe_os_error, write_text
 _MAY_CHANGE = (
     "run.dir", "run.num_threads", "engine.", "train.max_steps", "train.max_hours", "train.use_activation_checkpointing",
     "train.max_tokens_per_micro_batch", "train.max_nonfinite_updates", "train.shard_size", "train.use_compile",
-    "train.profile_steps", "reward.options.num_workers", "stop.", "checkpoint.",
-    "log.",
+    "train.profile_steps", "fleet.num_", "fleet.address", "fleet.responses_per_task", "fleet.weight_transfer",
+    "fleet.chunk_mb", "fleet.timeout_s", "reward.options.num_workers", "stop.", "checkpoint.", "log.",
 )  # fmt: skip
 
 LOCK = ".lock"
@@ -96,7 +96,7 @@ def versions() -> dict[str, Any]:
     packages = {}
     for name in (
         "unmask", "torch", "numpy", "safetensors", "transformers", "tokenizers", "pydantic", "math-verify", "sympy",
-        "latex2sympy2_extended",
+        "latex2sympy2_extended", "ray",
     ):  # fmt: skip
         with suppress(metadata.PackageNotFoundError):
             packages[name] = metadata.version(name)

@@ -74,6 +74,7 @@ class Run:
         # By the folder of the checkpoint that their models are kept in.
         self._trainers: dict[str, Trainer] = {"": trainer} | ({"value_model": value_trainer} if value_trainer else {})
         self.loop_state: dict[str, Any] = {}  # what the loop wants to know again after a resumption
+        self.before_save: Callable[[], None] = lambda: None  # on all ranks; it may add to the state
         self.folder, self.recipe, self.trainer = folder, recipe, trainer
         self.tokenizer_from, self.evaluate = tokenizer_from, evaluate
         self.num_steps = 0
@@ -265,6 +266,7 @@ class Run:
 
     def save(self) -> None:
         """Begins to write a checkpoint; the run may go on."""
+        self.before_save()
         for sink in self.sinks:
             sink.flush()
         sizes = [file.size() for file in self.files]
