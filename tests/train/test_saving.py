@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import pickle
 import threading
 from pathlib import Path
 
@@ -116,3 +117,27 @@ def test_a_run_is_the_same_with_both(tmp_path) -> None:
 
 def files(run: Path) -> dict[str, bytes]:
     return {str(file.relative_to(run)): file.read_bytes() for file in run.rglob("*") if file.is_file()}
+
+
+class Harm:
+    """Unpickled, it would call this."""
+
+    def __reduce__(self):
+        return (print, ("harm",))
+
+
+def test_the_index_of_optimizer_tensors_is_read_as_data(tmp_path, tokenizer_files, capsys) -> None:
+    trainer, _ = trained()
+    writer = CheckpointWriter(tmp_path / "checkpoints", {"": trainer}, tokenizer_files, ALONE, keep_last=2)
+    writer.save(1, state_of(trainer))
+    writer.wait()
+    index = tmp_path / "checkpoints" / "step-00000001" / "optimizer" / ".metadata"
+    for content, reason in (
+        (pickle.dumps(Harm()), "builtins.print is no data"),
+        (b"\x80\x04x", "not the index"),
+        (b"", "not the"),
+    ):
+        index.write_bytes(content)
+        with pytest.raises(UnmaskError, match=reason):
+            load_checkpoint(index.parent.parent, {"": make_trainer()[0]}, ALONE)
+    assert capsys.readouterr().out == ""

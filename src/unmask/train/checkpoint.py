@@ -27,7 +27,7 @@ from unmask.dist import Ranks
 from unmask.errors import UnmaskError
 from unmask.files import read_json, sha256
 from unmask.models.checkpoint import load_weights
-from unmask.train.optimizer import load_optimizer_tensors
+from unmask.train.optimizer_files import load_optimizer_tensors
 from unmask.train.trainer import Trainer
 
 MANIFEST, STATE, OPTIMIZER = "manifest.json", "trainer_state.pt", "optimizer"

@@ -24,7 +24,7 @@ from unmask.models.checkpoint import write_adapters, write_weights
 from unmask.models.hub import carry_files
 from unmask.train.checkpoint import MANIFEST, OPTIMIZER, STATE, list_checkpoints, manifest_text, step_folder
 from unmask.train.disk_space import check_space
-from unmask.train.optimizer import optimizer_tensors
+from unmask.train.optimizer_files import optimizer_tensors
 from unmask.train.techniques import reshard
 from unmask.train.trainer import Trainer
 
