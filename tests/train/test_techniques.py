@@ -54,3 +54,26 @@ def test_whole_runs_are_the_same(kind: str, text: str, tmp_path) -> None:
         assert result.returncode == 0, result.stderr
     on, off = ((tmp_path / name / "metrics.jsonl").read_bytes() for name in ("on", "off"))
     assert on == off
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # what the compiler of torch says of itself
+@pytest.mark.parametrize("family", ["sdar"])
+def test_compiled_layers_have_the_same_gradients(family: str) -> None:
+    """To the rounding of fused operations; and nothing is compiled anew for packs of other lengths."""
+    torch._dynamo.reset()
+    results = []
+    for use_compile in (False, True):
+        model = new_model(f"{family}/tiny", 0, vocab_size=40, mask_token_id=2, pad_token_id=0, eos_token_id=[1]).train()
+        apply_techniques(model, use_compile=use_compile, use_activation_checkpointing=use_compile)
+        objective = RandomMaskingSft(RandomMaskingSft.Options(), model.spec, 0)
+        for num in (6, 7, 9, 5):
+            batch = collate(objective.rows(demonstrations(num)))
+            loss, _ = objective.loss(score_targets(model, batch, TiledAttention), batch)
+            loss.backward()
+            if num == 7:
+                torch._dynamo.config.error_on_recompile = use_compile
+        torch._dynamo.config.error_on_recompile = False
+        results.append([parameter.grad for parameter in model.parameters()])
+    for wanted, got in zip(*results, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
