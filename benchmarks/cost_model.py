@@ -2,7 +2,8 @@
 
 Every term has its formula here, and every constant of a GPU its origin in ORIGINS. Nothing is fitted: a constant that has not
 been measured is named an assumption. Counted are dense block models that are trained without adapters; rewards (beside the
-decoding), evaluations and the first steps (compilation) are left out. Decoding is in cost_of_decoding.py.
+decoding), evaluations and the first steps (compilation) are left out. Decoding is in cost_of_decoding.py,
+a whole step and its memory in cost_of_step.py.
 
 Symbols: N ranks, n of them hold one copy of the weights between them (`train.shard_size`), P parameters, of which those of layers
 travel in `wire_bytes` each (bfloat16 on GPUs) and those outside the layers ("root": embedding, head, last norm) in float32.
