@@ -11,7 +11,7 @@ travel in `wire_bytes` each (bfloat16 on GPUs) and those outside the layers ("ro
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -75,7 +75,7 @@ assert _PEAK is not None
 H100 = Machine(
     peak=_PEAK, bandwidth=3.35e12, memory=80e9, per_node=8, inside=Link(0.8 * 450e9, 3e-6), between=Link(0.8 * 50e9, 8e-6),
     efficiency=0.33, memory_efficiency=0.7, overlaps=True, wire_bytes=2, weight_bytes=2, head_bytes=8, sampling_bytes=84,
-    kernel_s=40 * 5e-6, forward_s=1.5e-3, row_s=60e-6, gather_s=2e-6, pickled_bytes=25.0, rows_s=2e-6,
+    kernel_s=40 * 5e-6, forward_s=7e-3, row_s=94e-6, gather_s=2e-7, pickled_bytes=25.0, rows_s=2e-6,
 )  # fmt: skip
 ORIGINS = {
     "peak": "data sheet, dense bfloat16 (train/peak_flops.py)",
@@ -285,8 +285,3 @@ def publish_s(spec: ModelSpec, machine: Machine, size: int) -> float:
     gathers = spec.num_layers * ring_s(machine.wire_bytes * one, size, link) + ring_s(4 * root, size, link)
     copies = [2 * machine.wire_bytes * one / machine.moves] * spec.num_layers + [2 * 4 * root / machine.moves]
     return max(gathers, sum(copies)) + copies[-1] if machine.overlaps else gathers + sum(copies)
-
-
-def on_this(machine: Machine, **constants: object) -> Machine:
-    """The machine with other constants."""
-    return replace(machine, **constants)  # type: ignore[arg-type]

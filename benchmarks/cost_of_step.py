@@ -95,7 +95,9 @@ def predict(spec: ModelSpec, machine: Machine, setting: Setting, num_ranks: int,
     lengths = setting.lengths(num, seed=1)
     work = response_work(setting, lengths)
     noisy = lengths * setting.block_size / setting.per_forward
-    num_packs, largest = pack_sizes(lengths + noisy + work.num_tokens / num - (lengths + noisy).mean(), setting.max_tokens, num_ranks)
+    num_packs, largest = pack_sizes(
+        lengths + noisy + work.num_tokens / num - (lengths + noisy).mean(), setting.max_tokens, num_ranks
+    )
     own = scaled(work, min(1.0, num_packs * largest / work.num_tokens))
 
     def forwards(num_outputs: int | None = None) -> Phase:

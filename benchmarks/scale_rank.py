@@ -72,7 +72,12 @@ def saving(folder: Path, ranks: Ranks) -> dict[str, list[float]]:
     """Seconds of `CheckpointWriter.save`, with the step that it holds up: asynchronous (and, apart, until all is written),
     synchronous. The weights are sharded over all ranks and the optimizer has its state."""
     trainer = Trainer(
-        load_model(folder), OptimizerConfig(), max_optimizer_steps=10, max_tokens_per_micro_batch=1024, shard_size=0, ranks=ranks
+        load_model(folder),
+        OptimizerConfig(),
+        max_optimizer_steps=10,
+        max_tokens_per_micro_batch=1024,
+        shard_size=0,
+        ranks=ranks,
     )
     for parameter in trainer.model.parameters():
         parameter.grad = torch.zeros_like(parameter)
