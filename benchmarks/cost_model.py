@@ -5,8 +5,8 @@ been measured is named an assumption. Counted are dense block models that are tr
 decoding), evaluations and the first steps (compilation) are left out. Decoding is in cost_of_decoding.py,
 a whole step and its memory in cost_of_step.py.
 
-Symbols: N ranks, n of them hold one copy of the weights between them (`train.shard_size`), P parameters, of which those of layers
-travel in `wire_bytes` each (bfloat16 on GPUs) and those outside the layers ("root": embedding, head, last norm) in float32.
+Symbols: N ranks, n of them hold one copy of the weights between them (`train.shard_size`), P parameters. Those of layers travel
+in `wire_bytes` each (bfloat16 on GPUs), those outside the layers ("root": embedding, head, last norm) in float32.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ ORIGINS = {
     "memory": "data sheet",
     "inside": "NVLink 4, 450 GB/s each way (data sheet) x 0.8 reached (assumption); 3 us a hop (assumption)",
     "between": "400 Gb/s a GPU (ConnectX-7, a DGX H100's) x 0.8 reached (assumption); 8 us a hop (assumption)",
-    "efficiency": "torchtitan, Llama 3.1 8B, FSDP2, bfloat16, not compiled, 8 to 128 H100: 33 % MFU (its benchmarks, end of 2024)",
+    "efficiency": "torchtitan, Llama 3.1 8B, FSDP2, bfloat16, not compiled, 8 to 128 H100: 33 % MFU (end of 2024)",
     "memory_efficiency": "assumption",
     "wire_bytes": "train/techniques.py: bfloat16",
     "weight_bytes": "launch/parts.py: the layers of the engine's copy are bfloat16",
@@ -114,6 +114,7 @@ class Setting:
     trained_share: float = 0.5
     max_tokens: int = 8192
     max_sequences: int = 256
+    deals_groups: bool = True  # a group's responses are decoded by one rank
     num_old: int = 1  # forwards of the rows for old log-probabilities, and for those of a reference
     has_value: bool = True
     checkpoints_activations: bool = True

@@ -1,10 +1,12 @@
 """What rollouts cost: the cost model of `benchmarks/scale.py`, continued from cost_model.py.
 
-Rows of a forward: a sequences, of which each forwards the b tokens of its block and, when it has just finished one, those again:
-b + per_forward on average. (b + per_forward) / 2 of them are masked and meet the head.
+Of the sequences of a forward, each forwards the b tokens of its block and, when it has just finished one, those again: b +
+per_forward on average. (b + per_forward) / 2 of them are masked and meet the head.
 """
 
 from __future__ import annotations
+
+from functools import cache
 
 import numpy as np
 from cost_model import Machine, Phase, Setting, forward_s, parameters
@@ -22,6 +24,14 @@ def kv_bytes(spec: ModelSpec, machine: Machine) -> int:
     return 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * size
 
 
+@cache
+def flops_of_one(spec: ModelSpec) -> tuple[int, int, int]:
+    """model FLOPs of a token, of a pair of tokens that see each other, and of a token that meets the head."""
+    ones = Work(1, 0, 1, 0, 0), Work(0, 1, 0, 1, 0), Work(0, 0, 0, 0, 1)
+    token, pair, scored = (model_flops(spec, work) for work in ones)
+    return token, pair, scored
+
+
 def forward_parts(spec: ModelSpec, machine: Machine, setting: Setting, num: int, context: float) -> np.ndarray:
     """Seconds of one forward of `num` sequences with so many tokens before their blocks, by PARTS.
 
@@ -33,14 +43,13 @@ def forward_parts(spec: ModelSpec, machine: Machine, setting: Setting, num: int,
     tokens = num * (setting.block_size + setting.per_forward)
     scored = num * (setting.block_size + setting.per_forward) / 2
     seen = context + setting.block_size
-    work = Work(round(tokens), round(tokens * seen), round(tokens), round(tokens * seen), 0)
+    per_token, per_pair, per_scored = flops_of_one(spec)
     of_layers, _ = parameters(spec)
     moved = of_layers * machine.weight_bytes + num * seen * kv_bytes(spec, machine)
-    layers = max(moved / machine.moves, model_flops(spec, work) / machine.flops)
+    layers = max(moved / machine.moves, tokens * (per_token + seen * per_pair) / machine.flops)
     num_chunks = max(1, np.ceil(scored * spec.vocab_size / CHUNK_LOGITS))
     head_bytes = num_chunks * spec.hidden_size * spec.vocab_size * machine.head_bytes
-    head_flops = model_flops(spec, Work(0, 0, 0, 0, round(scored)))
-    head = max(head_bytes / machine.moves, head_flops / machine.flops)
+    head = max(head_bytes / machine.moves, scored * per_scored / machine.flops)
     sampling = scored * spec.vocab_size * machine.sampling_bytes / machine.moves
     launches = max(0.0, spec.num_layers * machine.kernel_s - layers)
     return np.array([layers, head, sampling, launches, machine.forward_s + num * machine.row_s])
@@ -66,9 +75,9 @@ def decode_parts(spec: ModelSpec, machine: Machine, setting: Setting, lengths: n
     return total
 
 
-def shares_of_ranks(num_prompts: int, num_ranks: int) -> list[int]:
-    """Prompts of each rank: they are dealt out one by one (rl/rollout.py), a group stays on its rank."""
-    return [len(range(rank, num_prompts, num_ranks)) for rank in range(num_ranks)]
+def shares_of_ranks(num: int, num_ranks: int) -> list[int]:
+    """What each rank gets of so many prompts that are dealt out one by one (rl/rollout.py)."""
+    return [len(range(rank, num, num_ranks)) for rank in range(num_ranks)]
 
 
 def rollout_phase(spec: ModelSpec, machine: Machine, setting: Setting, num_ranks: int, kv_memory: float) -> Phase:
@@ -78,18 +87,20 @@ def rollout_phase(spec: ModelSpec, machine: Machine, setting: Setting, num_ranks
     Prompts: P tokens forwarded once for each group. gather: pickled by one rank each, unpickled by all, sent over the host's
     network as by a ring of gloo (`between`).
     """
+    unit = setting.group_size if setting.deals_groups else 1
     lengths, first, ranks = setting.lengths(setting.prompts * setting.group_size), 0, []
-    for share in shares_of_ranks(setting.prompts, num_ranks):
+    for share in shares_of_ranks(len(lengths) // unit, num_ranks):
         if share:
-            ranks.append(lengths[first : first + share * setting.group_size])
-        first += share * setting.group_size
+            ranks.append(lengths[first : first + share * unit])
+        first += share * unit
     by_sum = sorted(ranks, key=lambda own: -own.sum())[:2]
     by_longest = sorted(ranks, key=lambda own: -own.max())[:2]
     parts = max((decode_parts(spec, machine, setting, own, kv_memory) for own in by_sum + by_longest), key=np.sum)
     p = setting.prompt
     prefill = Work(p, p * (p + setting.block_size) // 2, p, p * (p + setting.block_size) // 2, 0)
     named = dict(zip(PARTS, parts.tolist(), strict=True))
-    named["prompts"] = max(shares_of_ranks(setting.prompts, num_ranks)) * forward_s(spec, machine, prefill)
+    num_prompts = min(setting.prompts, max(shares_of_ranks(len(lengths) // unit, num_ranks)))
+    named["prompts"] = num_prompts * forward_s(spec, machine, prefill)
     named["gather"] = gather_s(machine, float(lengths.sum()), num_ranks)
     return Phase(sum(named.values()), named)
 

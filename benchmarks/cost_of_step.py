@@ -23,6 +23,8 @@ from cost_of_decoding import rollout_phase
 from unmask.models.spec import ModelSpec
 
 KV_SHARE = 0.3  # of what is free as the engine is made: launch/parts.py
+USED = 0.95  # assumption: the allocator loses the rest
+LEAST_PAGES = 3e9  # assumption: some fifty sequences at their mean length
 HEAD_CHUNK = 3 * 2**26 * 4  # float32 logits, their gradients and exponentials of a chunk: objectives/fused_head.py
 
 
@@ -30,8 +32,9 @@ def memory_parts(spec: ModelSpec, machine: Machine, setting: Setting, size: int)
     """Bytes of a rank, without the allocator's losses.
 
     Of policy and value model: weights, gradients, AdamW's two, float32: 16 P / n (the value model's P about the same). engine:
-    a whole copy, wire_bytes for layers and 4 outside; pages. gathered: two layers and their gradients, all outside with theirs.
-    activations of a pack: see `activation_bytes`.
+    a whole copy, wire_bytes for layers and 4 outside. pages: KV_SHARE of what it leaves, the default; or what
+    there is room for, if that is less (`engine.kv_memory_gb` has to say so). gathered: two layers and their
+    gradients, all outside with theirs. activations of a pack: see `activation_bytes`.
     """
     layers, root = parameters(spec)
     models = 1 + setting.has_value
@@ -43,7 +46,8 @@ def memory_parts(spec: ModelSpec, machine: Machine, setting: Setting, size: int)
     else:
         parts["casts of weights"] = 2.0 * (layers + root) if machine.weight_bytes == 2 else 0.0
     parts["activations"] = activation_bytes(spec, setting)
-    parts["pages"] = KV_SHARE * max(0.0, machine.memory - parts["engine's weights"])
+    room = USED * machine.memory - sum(parts.values())
+    parts["pages"] = max(0.0, min(KV_SHARE * (machine.memory - parts["engine's weights"]), room))
     return parts
 
 
@@ -59,7 +63,7 @@ def activation_bytes(spec: ModelSpec, setting: Setting) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Predicted. memory: bytes of a rank by part; fits: whether a device has as many."""
+    """Predicted. memory: bytes of a rank by part; fits: whether there is room for pages."""
 
     num_ranks: int
     size: int
@@ -123,7 +127,7 @@ def predict(spec: ModelSpec, machine: Machine, setting: Setting, num_ranks: int,
         parts = {name: after.parts[name] + before.parts.get(name, 0.0) for name in after.parts}
         phases["value"] = Phase(before.seconds + after.seconds, parts)
     phases["update"] = update()
-    return Step(num_ranks, size, setting, phases, memory, sum(memory.values()) <= machine.memory)
+    return Step(num_ranks, size, setting, phases, memory, memory["pages"] >= LEAST_PAGES)
 
 
 def publish_phase(spec: ModelSpec, machine: Machine, size: int) -> Phase:

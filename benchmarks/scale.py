@@ -1,8 +1,8 @@
 """Time per RL step: measured here with one and two ranks, predicted for 8, 64 and 512 GPUs at 4B and 8B, and the two compared.
 
-The cost model is in cost_model.py, cost_of_decoding.py and cost_of_step.py, with the origin of every constant. Here, runs of `unmask
-rl` on a small decoder, on CPUs, one thread a rank: weights whole on both ranks, and sharded. Where CUDA is there (or with `--gpu`),
-update and decoding of one GPU are measured against the model, too.
+The cost model is in cost_model.py, cost_of_decoding.py and cost_of_step.py, with the origin of every constant. Here: runs of
+`unmask rl` on a small decoder, on CPUs, one thread a rank, weights whole on both ranks, and sharded. Where CUDA is there (or
+with `--gpu`), update and decoding of one GPU are measured against the model, too.
 
     python benchmarks/scale.py                    # all, some minutes
     python benchmarks/scale.py --predict-only     # the predictions, seconds
@@ -14,20 +14,27 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from cost_model import H100, ORIGINS, Link, Machine, Setting, preset_spec
 from cost_of_step import Step, predict, weak
-from scale_check import check_device, from_one_rank, gpu_machine, seconds_of, this_machine
-from scale_runs import GROUP_SIZE, NEW_TOKENS, PROMPTS, WAYS, measure_part, prepare, run_rl
-
-from unmask import load_model
 
 PHASES = ("publish", "rollout", "rows", "old", "value", "update")
 SIZES = {"4B": "sdar/4b", "8B": "sdar/8b"}
 NUM_GPUS = (8, 64, 512)
+# What could be done: other constants of the machine (None: a rank does its own share only), another setting.
+CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "as it is": ({}, {}),
+    "the engine's head in bfloat16": ({"head_bytes": 2}, {}),
+    "CUDA graphs, bookkeeping beside the device": ({"kernel_s": 0.0, "forward_s": 0.0, "row_s": 0.0}, {}),
+    "responses dealt out one by one, not groups": ({}, {"deals_groups": False}),
+    "rows and groups of a rank's own responses only": ({"rows_s": None, "gather_s": None}, {}),
+    "without a value model": ({}, {"has_value": False}),
+    "without activation checkpointing, packs of 4,096": ({}, {"checkpoints_activations": False, "max_tokens": 4096}),
+}
 PUBLISH_BAR, SAVING_BAR = 0.05, 0.10
 
 
@@ -68,32 +75,39 @@ def predictions(machine: Machine) -> list[list[str]]:
         spec, base = preset_spec(preset), Setting()
         for num in NUM_GPUS:
             rows.append(step_row(f"{name} strong", predict(spec, machine, base, num, 8)))
-        rows.append(step_row(f"{name} strong", predict(spec, machine, base, 512, 512)))
+        for num in NUM_GPUS[1:]:
+            rows.append(step_row(f"{name} strong", predict(spec, machine, base, num, num)))
         for num in NUM_GPUS[1:]:
             rows.append(step_row(f"{name} weak", predict(spec, machine, weak(base, num), num, 8)))
-        rows.append(step_row(f"{name} weak", predict(spec, machine, weak(base, 512), 512, 512)))
     return rows
 
 
 def print_predictions(machine: Machine) -> None:
     print("\n## Predicted: seconds of a step\n")
-    head = [
-        "",
-        "GPUs",
-        "`shard_size`",
-        "prompts",
-        *PHASES,
-        "step",
-        "decoded tokens/s",
-        "GPU-hours for 100 steps",
-        "GB + pages",
-        "bound by",
-    ]
+    head = ["", "GPUs", "`shard_size`", "prompts", *PHASES, "step", "tokens/s", "GPU-h / 100 steps", "GB + pages", "bound by"]
     print_table(head, predictions(machine))
+    print("\n## Predicted with one thing changed: seconds of a step of 4B, and of its rollouts\n")
+    cases = [("strong, 8", Setting(), 8), ("strong, 512", Setting(), 512), ("weak, 512", weak(Setting(), 512), 512)]
+    rows = []
+    for name, (constants, values) in CHANGES.items():
+        row = [name]
+        for _, setting, num in cases:
+            per_rank = {key: getattr(machine, key) / num for key, value in constants.items() if value is None}
+            changed = replace(machine, **{**constants, **per_rank})
+            step = predict(preset_spec("sdar/4b"), changed, replace(setting, **values), num, 8)
+            row += [f"{step.seconds:.3g}", f"{step.phases['rollout'].seconds:.3g}"]
+        rows.append(row)
+    print_table(["", *(cell for label, _, _ in cases for cell in (label, "rollout"))], rows)
 
 
-def measure(args: argparse.Namespace) -> Machine:
-    """Runs and parts measured here, tables of them, and the check. Returns the GPU with the host's costs as measured."""
+def measure(args: argparse.Namespace) -> None:
+    """Runs and parts measured here, tables of them, and the check."""
+    # Here, as predictions need none of it and it takes seconds to import.
+    from scale_check import from_one_rank, seconds_of, this_machine
+    from scale_runs import GROUP_SIZE, NEW_TOKENS, PROMPTS, WAYS, measure_part, prepare, run_rl
+
+    from unmask import load_model
+
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         model = prepare(folder)
@@ -119,7 +133,7 @@ def measure(args: argparse.Namespace) -> Machine:
     machine = this_machine(parts[2], host)
     predicted = {
         name: from_one_rank(
-            spec, machine, setting, one, num_forwarded, slower, size, all_reduce=parts[2]["all_reduce"]
+            spec, machine, setting, one, num_forwarded, slower, size or num, all_reduce=parts[2]["all_reduce"]
         ) for name, (num, size) in WAYS.items() if num == 2
     }  # fmt: skip
     seconds = {name: seconds_of(summary) for name, (summary, _) in found.items()}
@@ -142,13 +156,14 @@ def measure(args: argparse.Namespace) -> Machine:
         blocked, whole = statistics.median(times["asynchronous"]), statistics.median(times["synchronous"])
         spread = f"{min(times['asynchronous']) * 1e3:.0f} to {max(times['asynchronous']) * 1e3:.0f} ms"
         print(
-            f"- saving, {n} {'ranks, sharded' if n > 1 else 'rank'}: holds up the step for {blocked * 1e3:.0f} ms ({spread}) of "
-            f"{whole * 1e3:.0f} ms when synchronous: {blocked / whole:.0%} (bar: under {SAVING_BAR:.0%})"
+            f"- saving, {n} {'ranks, sharded' if n > 1 else 'rank'}: holds up the step for {blocked * 1e3:.0f} ms ({spread}) "
+            f"of {whole * 1e3:.0f} ms when synchronous: {blocked / whole:.0%} (bar: under {SAVING_BAR:.0%})"
         )
-    return machine
 
 
 def check_gpu() -> None:
+    from scale_check import check_device, gpu_machine
+
     print("\n## One GPU against the model (sdar/1.7b)\n")
     check = check_device("cuda", "sdar/1.7b", gpu_machine())
     rows = [
@@ -179,13 +194,12 @@ def main() -> None:
 
 
 def adjusted(machine: Machine, args: argparse.Namespace) -> Machine:
-    values = asdict(machine)
     inside, between = machine.inside, machine.between
     if args.nvlink_gb_per_s:
         inside = Link(args.nvlink_gb_per_s * 1e9, inside.latency)
     if args.network_gb_per_s:
         between = Link(args.network_gb_per_s * 1e9, between.latency)
-    return Machine(**values | {"inside": inside, "between": between, "efficiency": args.efficiency or machine.efficiency})
+    return replace(machine, inside=inside, between=between, efficiency=args.efficiency or machine.efficiency)
 
 
 if __name__ == "__main__":

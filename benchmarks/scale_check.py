@@ -43,8 +43,9 @@ def this_machine(together: dict[str, float], host: dict[str, float]) -> Machine:
     """A rank of two: constants as scale_rank.py measured them, gloo's by its all-gather."""
     link = Link(together["all_gather"], together["latency"])
     return Machine(
-        peak=together["peak"], bandwidth=together["bandwidth"], memory=0.0, per_node=2, inside=link, between=link, efficiency=1.0,
-        memory_efficiency=1.0, overlaps=False, wire_bytes=4, weight_bytes=4, head_bytes=4, sampling_bytes=84, kernel_s=0.0, **host,
+        peak=together["peak"], bandwidth=together["bandwidth"], memory=0.0, per_node=2, inside=link, between=link,
+        efficiency=1.0, memory_efficiency=1.0, overlaps=False, wire_bytes=4, weight_bytes=4, head_bytes=4, sampling_bytes=84,
+        kernel_s=0.0, **host,
     )  # fmt: skip
 
 

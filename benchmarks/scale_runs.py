@@ -1,4 +1,4 @@
-"""Runs of `benchmarks/scale.py`: the model, whole RL runs of one and two ranks, and ranks that measure parts (scale_rank.py)."""
+"""Runs of `benchmarks/scale.py`: its model, whole RL runs of one and two ranks, ranks that measure parts (scale_rank.py)."""
 
 from __future__ import annotations
 
