@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from unmask.train.optimizer import make_optimizer, optimizer_tensors
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.append(str(BENCHMARKS))
+import scale  # noqa: E402
 from cost_model import (  # noqa: E402
     H100,
     Link,
@@ -162,20 +162,21 @@ def test_a_step_is_shared_out() -> None:
     assert many.phases["update"].parts["compute"] == pytest.approx(few.phases["update"].parts["compute"] / 4, rel=0.15)
     assert many.memory["weights, gradients, AdamW"] == few.memory["weights, gradients, AdamW"]
     grown = predict(SPEC, H100, weak(small, 32), 32, 8)
-    assert grown.phases["update"].seconds == pytest.approx(few.phases["update"].seconds, rel=0.1)
+    assert grown.phases["update"].parts["compute"] == pytest.approx(few.phases["update"].parts["compute"], rel=0.1)
     assert grown.phases["rows"].seconds == pytest.approx(4 * few.phases["rows"].seconds, rel=0.1)
     assert not predict(preset_spec("sdar/8b"), H100, small, 1, 1).fits
 
 
-def test_script_predicts_without_measuring() -> None:
-    done = subprocess.run(
-        [sys.executable, BENCHMARKS / "scale.py", "--predict-only", "--network-gb-per-s", "25"], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+def test_script_predicts_without_measuring(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["scale.py", "--predict-only", "--network-gb-per-s", "25"])
+    scale.main()
+    out = capsys.readouterr().out
     for size in ("4B", "8B"):
         for num in (8, 64, 512):
-            assert f"| {size} strong | {num} | 8 |" in done.stdout
-    assert "between | 25 GB/s" in done.stdout
-    assert "Measured" not in done.stdout
-    helped = subprocess.run([sys.executable, BENCHMARKS / "scale.py", "--help"], capture_output=True, text=True)
-    assert "--predict-only" in helped.stdout
+            assert f"| {size} strong | {num} | 8 |" in out
+    assert "between | 25 GB/s" in out
+    assert "Measured" not in out
+    monkeypatch.setattr(sys, "argv", ["scale.py", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        scale.main()
+    assert "--predict-only" in capsys.readouterr().out
