@@ -111,8 +111,8 @@ def saving(folder: Path, ranks: Ranks) -> dict[str, list[float]]:
 
 def host(folder: Path, ranks: Ranks) -> dict[str, float]:
     """See `Machine`: forward_s and row_s of an engine whose model is next to nothing (its products are in them), by 32 and
-    256 sequences; rows_s, gather_s, pickled_bytes on responses of 600 tokens. In time of the processor: what else runs here does not
-    count."""
+    256 sequences; rows_s, gather_s, pickled_bytes on responses of 600 tokens. Seconds of the processor: what else runs here
+    does not count."""
     clock = time.process_time
     model = new_model("sdar/tiny", 0, hidden_size=16, head_dim=4, intermediate_size=16, num_hidden_layers=1)
     seconds = {}
