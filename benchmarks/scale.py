@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cost_model import H100, ORIGINS, Link, Machine, Setting, preset_spec
+from cost_model import H100, ORIGINS, Link, Machine, Setting, parameters, preset_spec
 from cost_of_step import Step, predict, weak
 
 PHASES = ("publish", "rollout", "rows", "old", "value", "update")
@@ -103,8 +103,8 @@ def print_predictions(machine: Machine) -> None:
 def measure(args: argparse.Namespace) -> None:
     """Runs and parts measured here, tables of them, and the check."""
     # Here, as predictions need none of it and it takes seconds to import.
-    from scale_check import from_one_rank, seconds_of, this_machine
-    from scale_runs import GROUP_SIZE, NEW_TOKENS, PROMPTS, WAYS, measure_part, prepare, run_rl
+    from scale_check import from_one_rank, model_decode_s, seconds_of, this_machine
+    from scale_runs import GROUP_SIZE, NEW_TOKENS, PROMPTS, WAYS, fastest, measure_part, prepare, run_rl
 
     from unmask import load_model
 
@@ -114,18 +114,25 @@ def measure(args: argparse.Namespace) -> None:
         parts = {n: measure_part("machine", model, n) for n in (1, 2)}
         host = measure_part("host", model)
         saved = {n: measure_part("saving", model, n) for n in (1, 2)}
-        found = {name: run_rl(folder, name, args.steps) for name in WAYS}
+        steps: dict[str, list] = {name: [] for name in WAYS}
+        for turn in range(args.turns):  # one after the other, so that a machine whose speed drifts slows all of them alike
+            for name in WAYS:
+                timed, metrics = run_rl(folder, name, args.steps, turn)
+                steps[name] += timed
         spec = load_model(model).spec
-    print(f"\n## Measured: {args.steps} steps after the first, {PROMPTS} x {GROUP_SIZE} responses of {NEW_TOKENS} tokens\n")
-    slower = parts[1]["peak"] / parts[2]["peak"]
+    print(
+        f"\n## Measured: the fastest of {args.turns} x {args.steps} steps of a decoder of {sum(parameters(spec)) / 1e6:.1f} M"
+    )
+    print(f"\n- {PROMPTS} x {GROUP_SIZE} responses of {NEW_TOKENS} tokens a step")
+    slower = max(1.0, parts[1]["peak"] / parts[2]["peak"])
     for n, values in parts.items():
         units = {name: f"{v * 1e3:.2f} ms" if name == "latency" else f"{v / 1e9:.2f} G/s" for name, v in values.items()}
         print(f"- machine, {n} at it: " + ", ".join(f"{name} {value}" for name, value in units.items()))
-    print("- host: " + ", ".join(f"{name} {value:.3g}" for name, value in host.items()) + "\n")
+    print("- host: " + ", ".join(f"{name} {value:.3g}" for name, value in host.items()))
 
-    one, metrics = found["one rank"]
-    num_forwarded = statistics.mean(record["num_forwarded_tokens"] for record in metrics[1:])
-    per_forward = statistics.mean(record["tokens_per_forward"] for record in metrics[1:])
+    found = {name: fastest(of_way) for name, of_way in steps.items()}
+    num_forwarded = statistics.mean(record["num_forwarded_tokens"] for record in metrics)
+    per_forward = statistics.mean(record["tokens_per_forward"] for record in metrics)
     setting = Setting(
         prompts=PROMPTS, group_size=GROUP_SIZE, prompt=20, response=NEW_TOKENS, sigma=0.0, longest=NEW_TOKENS,
         per_forward=per_forward, trained_share=1.0, max_tokens=2048,
@@ -133,10 +140,17 @@ def measure(args: argparse.Namespace) -> None:
     machine = this_machine(parts[2], host)
     predicted = {
         name: from_one_rank(
-            spec, machine, setting, one, num_forwarded, slower, size or num, all_reduce=parts[2]["all_reduce"]
+            spec, machine, setting, found["one rank"], num_forwarded, slower, size or num, all_reduce=parts[2]["all_reduce"]
         ) for name, (num, size) in WAYS.items() if num == 2
     }  # fmt: skip
-    seconds = {name: seconds_of(summary) for name, (summary, _) in found.items()}
+    of_one = found["one rank"]
+    rates = {
+        name: of_one.means[f"{name}_tflop_per_s"] * 1e12 / parts[1]["peak"] for name in ("rollout", "old_logprobs", "update")
+    }
+    print("- one rank reaches, of the peak: " + ", ".join(f"{name} {rate:.0%}" for name, rate in rates.items()))
+    decode_s = model_decode_s(spec, machine, setting, setting.lengths(PROMPTS * GROUP_SIZE))
+    print(f"- decoding of one rank from the constants alone: {decode_s:.3f} s\n")
+    seconds = {name: seconds_of(summary) for name, summary in found.items()}
     head, rows = ["seconds", "one rank"], []
     for name in predicted:
         head += [name, "speedup", "predicted", "error"]
@@ -179,6 +193,7 @@ def main() -> None:
     parser.add_argument("--predict-only", action="store_true", help="nothing is measured")
     parser.add_argument("--gpu", action="store_true", help="only the check on one GPU")
     parser.add_argument("--steps", type=int, default=3, help="measured steps of each run, after one to warm up")
+    parser.add_argument("--turns", type=int, default=2, help="runs of each kind")
     parser.add_argument("--nvlink-gb-per-s", type=float, help="reached by a GPU each way, inside a node")
     parser.add_argument("--network-gb-per-s", type=float, help="reached by a GPU each way, between nodes")
     parser.add_argument("--efficiency", type=float, help="share of a GPU's peak that products reach")

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from unmask import new_model, save_model
 from unmask.config import Plugin
@@ -14,6 +15,8 @@ from unmask.data.chat import ChatTokenizer
 from unmask.data.sources import open_source
 from unmask.train.run import read_metrics
 from unmask.train.timings import Summary, read_timings, summarise
+
+Step = tuple[int, list[dict[str, Any]]]  # its number, a record of each rank
 
 SIZES = {
     "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
@@ -59,10 +62,10 @@ def prepare(folder: Path) -> Path:
     return folder / "model"
 
 
-def run_rl(folder: Path, name: str, num_steps: int) -> tuple[Summary, list[dict]]:
-    """A run in processes of its own: its timings without the first step, which warms up, and its metrics."""
+def run_rl(folder: Path, name: str, num_steps: int, turn: int) -> tuple[list[Step], list[dict]]:
+    """A run in processes of its own: timings and metrics of its steps without the first, which warms up."""
     num_ranks, shard_size = WAYS[name]
-    target = folder / name.replace(" ", "-").replace(",", "")
+    target = folder / f"{name.replace(' ', '-').replace(',', '')}-{turn}"
     words = [f"run.dir={target}", f"model.path={folder / 'model'}", f"train.max_steps={num_steps + 1}"]
     words += [f"train.shard_size={shard_size}", "run.num_threads=1", "run.device=cpu"]
     command = [sys.executable, "-m", "unmask", "rl", str(folder / "recipe.toml"), *words]
@@ -70,7 +73,12 @@ def run_rl(folder: Path, name: str, num_steps: int) -> tuple[Summary, list[dict]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
     if done.returncode:
         raise SystemExit(f"{name}: {done.stderr[-2000:]}")
-    return summarise(list(read_timings(target))[1:]), read_metrics(target)
+    return list(read_timings(target))[1:], read_metrics(target)[1:]
+
+
+def fastest(steps: list[Step]) -> Summary:
+    """Of the step that was least disturbed by what else runs here; all do the same work."""
+    return summarise([min(steps, key=lambda step: step[1][0]["step_s"])])
 
 
 def measure_part(kind: str, model: Path, num_ranks: int = 1) -> dict:
