@@ -75,7 +75,7 @@ assert _PEAK is not None
 H100 = Machine(
     peak=_PEAK, bandwidth=3.35e12, memory=80e9, per_node=8, inside=Link(0.8 * 450e9, 3e-6), between=Link(0.8 * 50e9, 8e-6),
     efficiency=0.33, memory_efficiency=0.7, overlaps=True, wire_bytes=2, weight_bytes=2, head_bytes=8, sampling_bytes=84,
-    kernel_s=40 * 5e-6, forward_s=7e-3, row_s=94e-6, gather_s=2e-7, pickled_bytes=25.0, rows_s=2e-6,
+    kernel_s=40 * 5e-6, forward_s=5.4e-3, row_s=115e-6, gather_s=1.8e-7, pickled_bytes=25.0, rows_s=2.9e-6,
 )  # fmt: skip
 ORIGINS = {
     "peak": "data sheet, dense bfloat16 (train/peak_flops.py)",
