@@ -4,7 +4,7 @@ The cost model is in cost_model.py, cost_of_decoding.py and cost_of_step.py, wit
 `unmask rl` on a small decoder, on CPUs, one thread a rank, weights whole on both ranks, and sharded. Where CUDA is there (or
 with `--gpu`), update and decoding of one GPU are measured against the model, too.
 
-    python benchmarks/scale.py                    # all, some minutes
+    python benchmarks/scale.py                    # all; 8.5 minutes on two busy cores
     python benchmarks/scale.py --predict-only     # the predictions, seconds
     python benchmarks/scale.py --gpu              # one GPU against the model; nothing else
 """
