@@ -1,7 +1,7 @@
 """Writing checkpoints beside the training: copied at once, written in a thread, there when all of it is.
 
-All ranks copy what they hold: the first one the weights, each its part of the optimizers' tensors. A run goes on as soon as
-that is done.
+All ranks copy what they hold of weights and optimizers; a run goes on as soon as that is done. Then the first one gathers and
+writes the weights, and each writes its part of the optimizers' tensors.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unmask.dist import Ranks, is_sharded, whole
+from unmask.dist import Ranks, is_sharded
 from unmask.files import new_folder, sha256
 from unmask.metrics import JsonlWriter
 from unmask.models.checkpoint import write_adapters, write_weights
@@ -25,8 +25,8 @@ from unmask.models.hub import carry_files
 from unmask.train.checkpoint import MANIFEST, OPTIMIZER, STATE, list_checkpoints, manifest_text, step_folder
 from unmask.train.disk_space import check_space
 from unmask.train.optimizer_files import optimizer_tensors
-from unmask.train.techniques import reshard
 from unmask.train.trainer import Trainer
+from unmask.train.weight_parts import WeightParts
 
 
 class CheckpointWriter:
@@ -59,7 +59,8 @@ class CheckpointWriter:
 
         self.wait()
         check_space(self.folder / step_folder(step), self.trainers.values(), self.tokenizer_from)
-        weights = {name: self._weights(trainer) for name, trainer in self.trainers.items()}
+        parts = {name: WeightParts(trainer.model, self.ranks) for name, trainer in self.trainers.items()}
+        tensors = self._optimizer_share()
         stack = ExitStack()
         temporary = None
         if self.ranks.is_first:
@@ -68,12 +69,12 @@ class CheckpointWriter:
         assert shared is not None
         # Files are synced as the folder takes its place.
         writer = dcp.FileSystemWriter(shared / OPTIMIZER, sync_files=False)
-        tensors = writer.stage(self._optimizer_share())
 
         has_optimizer = any(trainer.optimizer.state for trainer in self.trainers.values())
 
         def write() -> None:
             with stack:
+                weights = {name: part.together(self._group) for name, part in parts.items()}
                 if temporary is not None:
                     self._write_first(temporary, weights, state)
                 if has_optimizer:
@@ -121,10 +122,11 @@ class CheckpointWriter:
             self._thread.join()
 
     def _optimizer_share(self) -> dict[str, Tensor]:
-        """This rank's parts of sharded tensors; of those that all ranks have, each takes some."""
+        """Copies of this rank's parts of sharded tensors; of those that all ranks have, each takes some."""
         found = optimizer_tensors({name: (trainer.model, trainer.optimizer) for name, trainer in self.trainers.items()})
         size, rank = self.ranks.size, self.ranks.rank
-        return {key: t for i, (key, t) in enumerate(found.items()) if is_sharded(t) or i % size == rank}
+        mine = {key: tensor for i, (key, tensor) in enumerate(found.items()) if is_sharded(tensor) or i % size == rank}
+        return {key: tensor.to("cpu", copy=True) for key, tensor in mine.items()}
 
     def _remove_old(self, best_step: int | None) -> None:
         """All but the newest `keep_last` and the best, each at once: under another name it is none any more."""
@@ -133,17 +135,6 @@ class CheckpointWriter:
                 gone = old.with_name(f".{old.name}.tmp-{os.getpid()}")
                 old.rename(gone)
                 shutil.rmtree(gone, ignore_errors=True)
-
-    def _weights(self, trainer: Trainer) -> dict[str, Tensor]:
-        """Copies of what is trained, on the first rank."""
-        reshard(trainer.model)
-        copies: dict[str, Tensor] = {}
-        for name, parameter in trainer.model.named_parameters():
-            if parameter.requires_grad or not trainer.model.adapters:
-                values = whole(parameter.detach())
-                if self.ranks.is_first:
-                    copies[name] = values.to("cpu", copy=True)
-        return copies
 
     def _write_first(self, temporary: Path, weights: Mapping[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
         """What the first rank alone writes."""
