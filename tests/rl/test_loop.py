@@ -289,3 +289,25 @@ def test_rollouts_need_examples_that_can_be_scored(parts) -> None:
         make_rollouts(Engine(model), tokenizer, [source[1], unanswered], PARAMS, reward)
     with pytest.raises(UnmaskError, match="none from index 5 on"):
         take_examples([source[0]], 3, first=5)
+
+
+def test_a_copy_in_bfloat16_decodes(tmp_path, monkeypatch) -> None:
+    """What it decodes is what the trainer, whose float32 weights autocast rounds, thinks of it: with the weights of the step."""
+    dtypes, publish = set(), Trainer.publish
+
+    def spied(self, model) -> None:
+        publish(self, model)
+        assert model is not self.model
+        for name, parameter in model.named_parameters():
+            dtypes.add((name.split(".")[0], parameter.dtype))
+            assert torch.equal(parameter, dict(self.model.named_parameters())[name].to(parameter.dtype))
+
+    monkeypatch.setattr(Trainer, "publish", spied)
+    run, recipe = tmp_path / "run", write_recipe(tmp_path, "rl", RL)
+    words = ["run.precision=bfloat16", "train.max_steps=4", "train.old_logprobs=recompute", "model.preset=dream/tiny"]
+    result = unmask("rl", recipe, *words, f"run.dir={run}")
+    assert result.returncode == 0, result.stderr
+    assert {("layers", torch.bfloat16), ("embed_tokens", torch.float32)} <= dtypes
+    found = [r["mismatch_kl"] for r in read_metrics(run) if "mismatch_kl" in r]
+    assert found
+    assert max(found) < 1e-3

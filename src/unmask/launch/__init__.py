@@ -145,7 +145,9 @@ def start(recipe: SftRecipe | RlRecipe, *, resume: bool = False, title: str = ""
         if ranks.size > 1:  # what is the same on all ranks is there; dropout is not
             seed_rng(seed + ranks.rank)
         rewards = RewardPool(recipe.reward)
-        measures = [make_evaluator(recipe, trainer, engine, tokenizer, rewards)] if recipe.eval.num_examples else []
+        measures = []
+        if engine is not None and recipe.eval.num_examples:
+            measures.append(make_evaluator(recipe, trainer, engine, tokenizer, rewards))
         title = title or kind
         # What is wrong with the data or the parts is found before there is a run folder.
         if isinstance(recipe, SftRecipe):
@@ -164,6 +166,7 @@ def start(recipe: SftRecipe | RlRecipe, *, resume: bool = False, title: str = ""
             if ranks.is_first:
                 keep_beginning(folder, origins, Path(scratch), resume)
             return train_sft(recipe, run, source, tokenizer, sft_stages)
+        assert engine is not None  # RL decodes
         first, *_ = examples = [source[i] for i in indices_to_check(source)]
         rewards.check(examples)
         stages = make_stages(recipe, model)

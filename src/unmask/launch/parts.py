@@ -53,14 +53,20 @@ def is_sharding(recipe: SftRecipe | RlRecipe, ranks: Ranks) -> bool:
     return (recipe.train.shard_size or ranks.size) > 1
 
 
-def make_engine(recipe: SftRecipe | RlRecipe, model: Decoder, ranks: Ranks, decode: Decode) -> Engine:
-    """Decodes with the model itself or, where that is about to be sharded, with a whole copy on the device, whose layers are in
-    the run's precision: `Trainer.publish` brings it the weights."""
+def make_engine(recipe: SftRecipe | RlRecipe, model: Decoder, ranks: Ranks, decode: Decode) -> Engine | None:
+    """Decodes with the model itself or, where that is about to be sharded or computes in bfloat16, with a whole copy on the
+    device, which `Trainer.publish` brings the weights: matrices of the copy are in bfloat16 then, or each forward would cast
+    all of them (autocast keeps nothing where no gradient is wanted). None where nothing is decoded."""
+    if isinstance(recipe, SftRecipe) and not (recipe.eval.every_steps and recipe.eval.num_examples):
+        return None
     device = use_machine(recipe.run)
-    if is_sharding(recipe, ranks):
+    is_lower = pick_precision(recipe.run.precision, device) == "bfloat16" and recipe.lora.base_bits == 16
+    if is_lower or is_sharding(recipe, ranks):
         model = copy.deepcopy(model).requires_grad_(False)
-        if pick_precision(recipe.run.precision, device) == "bfloat16":
+        if is_lower:
             model.layers.bfloat16()
+            if not model.spec.is_tied:
+                model.lm_head.bfloat16()
         model = model.to(device)
     return Engine(model, decode=decode, **limits_beside_training(recipe.engine, device))
 

@@ -104,10 +104,16 @@ def reshard(model: nn.Module) -> None:
 
 @torch.no_grad()
 def copy_whole_weights(model: Backbone, target: Backbone) -> None:
-    """What is trained of a sharded model, into one of the same shapes that is whole; nothing goes over a disk. All ranks do it
-    together. A layer's weights travel at once, while those before are copied."""
+    """What is trained of a model, into one of the same shapes that is whole; nothing goes over a disk. Of a sharded one, all
+    ranks do it together: a layer's weights travel at once, while those before are copied."""
     reshard(model)
     wanted = dict(target.named_parameters())
+    is_whole = not is_sharded(model)
+    if is_whole:
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                wanted[name].copy_(parameter)
+        return
     groups: list[tuple[str, nn.Module]] = [(f"layers.{i}.", layer) for i, layer in enumerate(model.layers)] + [("", model)]
     coming: list[tuple[str, nn.Module]] = []
     for prefix, group in groups:
