@@ -17,7 +17,8 @@ from unmask.models.checkpoint import new_model
 from unmask.models.flops import Work, model_flops
 from unmask.objectives.rows import collate, share_packs
 from unmask.objectives.trace_rl import TraceRL
-from unmask.train.optimizer import make_optimizer, optimizer_tensors
+from unmask.train.optimizer import make_optimizer
+from unmask.train.optimizer_files import optimizer_tensors
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.append(str(BENCHMARKS))

@@ -292,7 +292,7 @@ def test_rollouts_need_examples_that_can_be_scored(parts) -> None:
 
 
 def test_a_copy_in_bfloat16_decodes(tmp_path, monkeypatch) -> None:
-    """What it decodes is what the trainer, whose float32 weights autocast rounds, thinks of it: with the weights of the step."""
+    """What it decodes is what the trainer, whose weights autocast rounds, thinks of it: with the weights of the step."""
     dtypes, publish = set(), Trainer.publish
 
     def spied(self, model) -> None:
