@@ -304,7 +304,7 @@ def test_a_copy_in_bfloat16_decodes(tmp_path, monkeypatch) -> None:
 
     monkeypatch.setattr(Trainer, "publish", spied)
     run, recipe = tmp_path / "run", write_recipe(tmp_path, "rl", RL)
-    words = ["run.precision=bfloat16", "train.max_steps=4", "train.old_logprobs=recompute", "model.preset=dream/tiny"]
+    words = ["run.precision=bfloat16", "train.max_steps=3", "train.old_logprobs=recompute", "advantage=none"]
     result = unmask("rl", recipe, *words, f"run.dir={run}")
     assert result.returncode == 0, result.stderr
     assert {("layers", torch.bfloat16), ("embed_tokens", torch.float32)} <= dtypes
