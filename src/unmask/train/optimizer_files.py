@@ -29,7 +29,7 @@ def optimizer_tensors(optimized: Optimized) -> dict[str, Tensor]:
         f"{name}/{parameter_name}/{key}": tensor
         for name, (model, optimizer) in optimized.items()
         for parameter_name, parameter in model.named_parameters()
-        for key, tensor in optimizer.state.get(parameter, {}).items()
+        for key, tensor in sorted(optimizer.state.get(parameter, {}).items())  # the same order after a resumption
     }
 
 
