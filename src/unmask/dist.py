@@ -168,8 +168,7 @@ def joined_ranks(device: torch.device) -> Iterator[Ranks]:
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UnmaskError(f"the processes of this run do not find each other: {reason}; start them with torchrun") from None
-    try:
-        yield Ranks(dist.get_rank(), dist.get_world_size())
-    finally:
-        _group = None
-        dist.destroy_process_group()
+    yield Ranks(dist.get_rank(), dist.get_world_size())
+    # Not after an error: the others are in an exchange then, and this rank would wait for them instead of ending.
+    _group = None
+    dist.destroy_process_group()

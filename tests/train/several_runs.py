@@ -34,7 +34,7 @@ RUNS = {
     "sft-llada": (SFT, ["model.preset=llada/tiny", "train.batch_size=5", "lora.rank=4", *SHARDED]),
     "rl": (RL, ["train.prompts_per_step=3", "train.max_tokens_per_micro_batch=256", *VALUE]),
     "rl-sharded": (
-        RL, ["train.prompts_per_step=3", "train.use_activation_checkpointing=true", "checkpoint.is_asynchronous=false",
+        RL, ["train.prompts_per_step=3", "train.use_activation_checkpointing=true",
              *VALUE, *SHARDED],
     ),
 }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import pickle
 import threading
 from pathlib import Path
@@ -52,8 +53,10 @@ def test_it_is_of_the_moment_of_the_call(tmp_path, tokenizer_files, monkeypatch)
     monkeypatch.setattr(saving, "write_weights", lambda *words, **more: may_write.wait(60) and write(*words, **more))
     writer = CheckpointWriter(tmp_path / "checkpoints", {"": trainer}, tokenizer_files, ALONE, keep_last=2)
     then = everything(trainer)
+    size = trainer.model.config["block_size"]
     writer.save(1, state_of(trainer))
     step(trainer, objective)
+    trainer.model.set_block_size(2 * size)
     assert not list_checkpoints(tmp_path / "checkpoints")
     may_write.set()
     writer.wait()
@@ -66,6 +69,7 @@ def test_it_is_of_the_moment_of_the_call(tmp_path, tokenizer_files, monkeypatch)
     assert all(torch.equal(then[name], now[name]) for name in then)
     assert not all(torch.equal(then[name], tensor) for name, tensor in everything(trainer).items())
     assert other.optimizer_step == 1
+    assert json.loads((checkpoint / "config.json").read_text())["block_size"] == size
 
 
 def test_what_goes_wrong_is_raised_by_the_next_call_and_leaves_nothing(tmp_path, tokenizer_files, monkeypatch) -> None:
@@ -83,6 +87,22 @@ def test_what_goes_wrong_is_raised_by_the_next_call_and_leaves_nothing(tmp_path,
         writer.save(3, state_of(trainer))
     writer.check()  # said once
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
+
+
+def test_a_disk_that_is_full_at_the_optimizer_is_one_line(tmp_path, tokenizer_files, monkeypatch) -> None:
+    """Which torch reports as an exception of its own kind, which is no `Exception`."""
+    from torch.distributed.checkpoint import filesystem
+
+    def full(*words, **more) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    trainer, _ = trained()
+    writer = CheckpointWriter(tmp_path / "checkpoints", {"": trainer}, tokenizer_files, ALONE, keep_last=2)
+    monkeypatch.setattr(filesystem, "_write_item", full)
+    writer.save(1, state_of(trainer))
+    with pytest.raises(UnmaskError, match="the disk is full"):
+        writer.wait()
+    assert not list((tmp_path / "checkpoints").iterdir())
 
 
 def test_only_some_are_kept_and_the_best_is_told_before_others_go(tmp_path, tokenizer_files) -> None:

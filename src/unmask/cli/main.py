@@ -275,6 +275,10 @@ def main(arguments: list[str] | None = None) -> Any:
             raise
         leave_report(describe_defect(error))
         code = 1
+    if is_rank() and isinstance(code, int) and code:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # at once: what GPUs have going with other ranks, which may wait for this one, is not waited for
     sys.exit(code if isinstance(code, int) else 0)
 
 

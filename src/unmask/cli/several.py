@@ -58,6 +58,8 @@ def _report(error: ChildFailedError) -> int:
     what = _message(failure)
     if failure.exitcode == 2 and what:
         raise UnmaskError(what)
+    if not what and failure.exitcode in (128 + signal.SIGINT, 128 + signal.SIGTERM):  # to a rank: it has saved, and said so
+        return failure.exitcode
     reason = what or (f"was ended by signal {-failure.exitcode}" if failure.exitcode < 0 else f"exit code {failure.exitcode}")
     print(f"error: rank {rank} (process {failure.pid}) failed, and all ranks were ended: {reason}", file=sys.stderr)
     return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode

@@ -213,13 +213,15 @@ def new_model_from(
 
 
 def write_weights(
-    model: Backbone, folder: Path, max_shard_bytes: int = MAX_SHARD_BYTES, parameters: Mapping[str, Tensor] | None = None
-) -> None:
+    model: Backbone, folder: Path, max_shard_bytes: int = MAX_SHARD_BYTES, parameters: Mapping[str, Tensor] | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> None:  # fmt: skip
     """Writes config.json and the tensors, under the family's names, into an existing folder.
 
-    parameters: by our names, in place of the model's own.
+    parameters (by our names), config: in place of the model's own, which may be others by now.
     """
-    family, config = find_family(model.config), dict(model.config)
+    config = dict(model.config if config is None else config)
+    family = find_family(config)
     for key in {"dtype", "torch_dtype"} & set(config):  # tools that read the weights as the config says must not round them
         if str(config[key]).removeprefix("torch.") != (name := str(model.dtype).removeprefix("torch.")):
             config[key] = name
@@ -231,13 +233,16 @@ def write_weights(
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def write_adapters(model: Backbone, folder: Path, parameters: Mapping[str, Tensor] | None = None) -> None:
+def write_adapters(
+    model: Backbone, folder: Path, parameters: Mapping[str, Tensor] | None = None, config: Mapping[str, Any] | None = None
+) -> None:
     """Writes config.json and the adapters of a model that has some, and nothing else of it, into an existing folder.
 
-    parameters: by our names, in place of the model's own.
+    parameters, config: as in `write_weights`.
     """
     lora.write_adapter(model.adapters[0], folder, parameters)
-    (folder / "config.json").write_text(json.dumps(model.config, indent=2) + "\n", encoding="utf-8")
+    config = model.config if config is None else config
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def check_target(path: str | Path) -> None:

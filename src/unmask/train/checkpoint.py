@@ -48,7 +48,7 @@ def rng_state() -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": (version, torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, cached),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
     }
 
 
@@ -57,8 +57,8 @@ def set_rng_state(state: dict[str, Any]) -> None:
     version, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((version, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
 
 
 def step_folder(step: int) -> str:

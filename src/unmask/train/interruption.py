@@ -1,4 +1,5 @@
-"""SIGINT and SIGTERM ask a run to stop at the end of its step; a second one stops it at once."""
+"""SIGINT and SIGTERM ask a run to stop at the end of its step; a second one stops it at once, if it is
+one process; of several, the launcher does."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import signal
 import threading
 from types import FrameType
 
-from unmask.dist import Ranks
+from unmask.dist import Ranks, is_one_of_several
 
 
 class Interruption:
@@ -35,6 +36,8 @@ class Interruption:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.signal_name is not None:
+            if is_one_of_several():  # the launcher passes on what this rank may have got already
+                return
             raise KeyboardInterrupt
         self.signal_name = signal.Signals(number).name
         self.exit_code = 128 + number

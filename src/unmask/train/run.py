@@ -220,6 +220,7 @@ class Run:
         self.writer.check()
         if self._reason:
             self.writer.wait()
+            self.ranks.of_first(None)  # a rank that ends sooner would have the launcher end the one that still writes
 
     def _link_best(self, step: int | None) -> None:
         """RUN/best leads to the best checkpoint, that of this step, or is not there."""

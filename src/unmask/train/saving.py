@@ -6,6 +6,7 @@ writes the weights, and each writes its part of the optimizers' tensors.
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import threading
@@ -18,7 +19,8 @@ import torch
 from torch import Tensor
 
 from unmask.dist import Ranks, is_sharded
-from unmask.files import new_folder, sha256
+from unmask.errors import UnmaskError
+from unmask.files import describe_os_error, new_folder, sha256
 from unmask.metrics import JsonlWriter
 from unmask.models.checkpoint import write_adapters, write_weights
 from unmask.models.hub import carry_files
@@ -58,7 +60,8 @@ class CheckpointWriter:
         from torch.distributed import checkpoint as dcp  # where needed: it takes a second to import
 
         self.wait()
-        check_space(self.folder / step_folder(step), self.trainers.values(), self.tokenizer_from)
+        self._check_space(step)
+        configs = {name: copy.deepcopy(trainer.model.config) for name, trainer in self.trainers.items()}
         parts = {name: WeightParts(trainer.model, self.ranks) for name, trainer in self.trainers.items()}
         tensors = self._optimizer_share()
         stack = ExitStack()
@@ -68,7 +71,8 @@ class CheckpointWriter:
         shared = self.ranks.of_first(temporary)
         assert shared is not None
         # Files are synced as the folder takes its place.
-        writer = dcp.FileSystemWriter(shared / OPTIMIZER, sync_files=False)
+        # The tensors are on the CPU: nothing has to be copied ahead of writing.
+        writer = dcp.FileSystemWriter(shared / OPTIMIZER, sync_files=False, per_thread_copy_ahead=0)
 
         has_optimizer = any(trainer.optimizer.state for trainer in self.trainers.values())
 
@@ -76,9 +80,14 @@ class CheckpointWriter:
             with stack:
                 weights = {name: part.together(self._group) for name, part in parts.items()}
                 if temporary is not None:
-                    self._write_first(temporary, weights, state)
+                    self._write_first(temporary, weights, configs, state)
                 if has_optimizer:
-                    dcp.save(tensors, storage_writer=writer, process_group=self._group, no_dist=self.ranks.size == 1)
+                    try:
+                        dcp.save(tensors, storage_writer=writer, process_group=self._group, no_dist=self.ranks.size == 1)
+                    except dcp.CheckpointException as error:  # no `Exception`, and not what it is about
+                        causes = [cause for cause, _ in error.failures.values()]
+                        full = next((cause for cause in causes if isinstance(cause, OSError)), None)
+                        raise describe_os_error(full, shared) if full else RuntimeError(str(error)) from error
                 if temporary is not None:
                     files = {
                         file.relative_to(temporary).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256(file)}
@@ -136,11 +145,25 @@ class CheckpointWriter:
                 old.rename(gone)
                 shutil.rmtree(gone, ignore_errors=True)
 
-    def _write_first(self, temporary: Path, weights: Mapping[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
+    def _check_space(self, step: int) -> None:
+        """The first rank looks, for all: the others may see what it is still removing."""
+        problem = None
+        if self.ranks.is_first:
+            try:
+                check_space(self.folder / step_folder(step), self.trainers.values(), self.tokenizer_from)
+            except UnmaskError as error:
+                problem = str(error)
+        if (problem := self.ranks.of_first(problem)) is not None:
+            raise UnmaskError(problem)
+
+    def _write_first(
+        self, temporary: Path, weights: Mapping[str, dict[str, Tensor]], configs: Mapping[str, dict[str, Any]],
+        state: dict[str, Any],
+    ) -> None:  # fmt: skip
         """What the first rank alone writes."""
         for name, trainer in self.trainers.items():
             (temporary / name).mkdir(exist_ok=True)
             write = write_adapters if trainer.model.adapters else write_weights
-            write(trainer.model, temporary / name, parameters=weights[name])
+            write(trainer.model, temporary / name, parameters=weights[name], config=configs[name])
         carry_files(self.tokenizer_from, temporary)
         torch.save(state, temporary / STATE)
