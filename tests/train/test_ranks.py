@@ -209,15 +209,14 @@ def test_killed_at_random_moments(runs, tmp_path, attempt) -> None:
     """One rank, or all of them with their launcher, whatever they are at: weights sharded, a value model, saving beside it."""
     run, rng = tmp_path / "run", random.Random(attempt)
     started = Started(runs[1] / "rl.toml", run, name="rl-sharded")
-    seconds = rng.uniform(4, 24)
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and started.process.poll() is None:
-        time.sleep(0.01)
+    started.wait_for(run / "metrics.jsonl", rng.randint(1, 7))  # of ten lines
+    time.sleep(rng.uniform(0, 1.5))
     victims = started.ranks()
     if attempt % 2:
         victims = [started.process.pid, *victims]
     elif victims:
         victims = [rng.choice(victims)]
+    assert victims, "the run had ended"
     for pid in victims:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
