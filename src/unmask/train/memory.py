@@ -39,9 +39,9 @@ def within_memory(trainer: Trainer[Any], rows: Sequence[TrainRow], work: Callabl
     packs cannot become smaller, and where ranks share a model's weights: then others wait within the forward pass.
     """
     while True:
-        result, is_short = None, False
+        results: list[Result] = []
         try:
-            result = work()
+            results.append(work())
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -50,11 +50,10 @@ def within_memory(trainer: Trainer[Any], rows: Sequence[TrainRow], work: Callabl
                     f"out of memory with packs of {trainer.max_tokens} tokens, on ranks that share the weights; the last "
                     f"checkpoint is intact: go on with --resume and a smaller train.max_tokens_per_micro_batch, or {_ADVICE}"
                 ) from None
-            is_short = True
         # Here, and no sooner, the frames of the error are gone, and the tensors that they held.
-        if not _of_any_rank(trainer, is_short):
-            return result  # type: ignore[return-value]
-        result = None
+        if not _of_any_rank(trainer, is_short=not results):
+            return results[0]
+        results.clear()
         trainer.optimizer.zero_grad(set_to_none=True)  # before what is free is given back
         gc.collect()
         if torch.cuda.is_available():

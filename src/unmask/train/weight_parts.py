@@ -23,7 +23,7 @@ class _Part:
 
 
 class WeightParts:
-    """What is trained of a model, as it is now. Of weights that all ranks have, the first rank alone keeps a copy."""
+    """What is trained of a model, as it is now. Only the ranks of the first copy of the model keep any."""
 
     def __init__(self, model: Backbone, ranks: Ranks):
         reshard(model)
@@ -36,7 +36,7 @@ class WeightParts:
             if is_sharded(value):
                 num_parts = value.device_mesh.size(-1)
                 value = value.to_local()
-            if num_parts > 1 or ranks.is_first:
+            if ranks.rank < num_parts:  # of the first copy, which the first rank is in
                 self._parts[name] = _Part(value.to("cpu", copy=True), parameter.shape, num_parts)
 
     def together(self, group: dist.ProcessGroup | None) -> dict[str, Tensor]:
@@ -45,7 +45,7 @@ class WeightParts:
         for name, part in self._parts.items():
             if self.ranks.is_first:
                 found[name] = self._receive(part, group)
-            elif self.ranks.rank < part.num_parts and part.own.numel():  # of the first copy, which the first rank is in
+            elif part.own.numel():
                 dist.send(part.own.contiguous(), 0, group)
         return found
 
