@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import importlib.util
 import math
 import os
@@ -33,6 +34,8 @@ from unmask.rl.cluster import start_ray
 from unmask.rl.fleet import Fleet
 from unmask.rl.weights import chunk_sizes, cut, describe, fill, split_names, whole_tensors
 from unmask.train.run import read_metrics
+from unmask.train.techniques import lower_copy
+from unmask.train.trainer import autocast
 from unmask.types import SamplingParams, Trace
 
 PARAMS = SamplingParams(max_new_tokens=24)
@@ -84,13 +87,13 @@ def decoded_here(model: Decoder, num: int, version: int) -> list[Trace]:
 def test_weights_arrive_whatever_the_chunks(model, chunk_bytes) -> None:
     other = make_model(5)
     part = ["norm.weight", "layers.0.mlp.up_proj.weight"] if chunk_bytes < 100 else split_names(model)[1]
-    infos = describe(model, part)
-    chunks = list(cut(whole_tensors(model, part), chunk_bytes))
+    infos = describe(model, part, "float32")
+    chunks = list(cut(whole_tensors(model, infos), chunk_bytes))
     assert [len(chunk) for chunk in chunks] == chunk_sizes(infos, chunk_bytes)
     fill(other, infos, chunks)
     assert all(torch.equal(other.state_dict()[name], model.state_dict()[name]) for name in part)
     with pytest.raises(UnmaskError, match="new weights: "):
-        fill(make_model(hidden_size=32), describe(model, ["norm.weight"]), chunks)
+        fill(make_model(hidden_size=32), describe(model, ["norm.weight"], "float32"), chunks)
 
 
 def test_what_never_changes_is_sent_once() -> None:
@@ -109,7 +112,8 @@ def test_an_actor_gives_the_same_whatever_it_did_before() -> None:
     actor.build(plan_of(model))
     fixed, trained = split_names(model)
     assert fixed == []
-    actor.set_weights(3, describe(model, trained), *[c.numpy() for c in cut(whole_tensors(model, trained), 10**6)])
+    infos = describe(model, trained, "float32")
+    actor.set_weights(3, infos, *[c.numpy() for c in cut(whole_tensors(model, infos), 10**6)])
     prompts = [[5] * 40 + rest for rest in prompts_of(4)]
 
     def decode() -> dict[int, Trace]:
@@ -135,13 +139,35 @@ def test_an_actor_has_the_adapters(use_dora) -> None:
                 parameter.normal_(0, 0.3)
     actor = RolloutActor()
     actor.build(plan_of(model, config))
-    infos = [info for names in split_names(model) for info in describe(model, names)]
-    chunks = [c.numpy() for names in split_names(model) for c in cut(whole_tensors(model, names), 1000)]
+    infos = [info for names in split_names(model) for info in describe(model, names, "float32")]
+    chunks = [c.numpy() for c in cut(whole_tensors(model, infos), 1000)]
     actor.set_weights(1, infos, *chunks)
     wanted = decoded_here(model, 6, 1)
     assert [t.canvas_ids for t in wanted] != [t.canvas_ids for t in plain]
     found = dict(pair for news in actor.decode(1, prompts_of(6), seeded(6)) for pair in news)
     assert_decoded_as([found[i] for i in range(6)], wanted)
+
+
+def test_an_actor_in_bfloat16_has_half_the_bytes() -> None:
+    """Its layers and head, as the engine of a rank has them: bit for bit what that decodes."""
+    model = make_model()
+    wanted_model = copy.deepcopy(model).requires_grad_(False)
+    lower_copy(wanted_model, "bfloat16")
+    actor = RolloutActor()
+    actor.build(dataclasses.replace(plan_of(model), precision="bfloat16"))
+    names = split_names(model)[1]
+    infos = describe(model, names, "bfloat16")
+    num_lower = sum(info.num_bytes for info in infos if info.dtype == torch.bfloat16)
+    assert {info.name for info in infos if info.dtype == torch.float32} == {"embed_tokens.weight", "norm.weight"}
+    assert 2 * num_lower == sum(model.state_dict()[info.name].nbytes for info in infos if info.dtype == torch.bfloat16)
+    actor.set_weights(1, infos, *[c.numpy() for c in cut(whole_tensors(model, infos), 1000)])
+    own = actor.model.state_dict()
+    assert all(own[name].dtype == tensor.dtype for name, tensor in wanted_model.state_dict().items())
+    assert all(torch.equal(own[name], tensor) for name, tensor in wanted_model.state_dict().items())
+    with autocast("bfloat16", model.device):
+        wanted = decoded_here(wanted_model, 6, 1)
+    found = dict(pair for news in actor.decode(1, prompts_of(6), seeded(6)) for pair in news)
+    assert_decoded_as([found[i] for i in range(6)], wanted, 0.0)
 
 
 # Actors of a real cluster; it is started once.

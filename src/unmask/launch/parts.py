@@ -26,7 +26,7 @@ from unmask.rl.actor import ActorPlan
 from unmask.rl.cluster import num_gpus
 from unmask.rl.critic import Critic
 from unmask.rl.fleet import Fleet
-from unmask.train.techniques import apply_techniques
+from unmask.train.techniques import apply_techniques, lower_copy
 from unmask.train.trainer import Model, Trainer
 
 
@@ -55,18 +55,14 @@ def is_sharding(recipe: SftRecipe | RlRecipe, ranks: Ranks) -> bool:
 
 def make_engine(recipe: SftRecipe | RlRecipe, model: Decoder, ranks: Ranks, decode: Decode) -> Engine | None:
     """Decodes with the model itself or, where that is about to be sharded or computes in bfloat16, with a whole copy on the
-    device, which `Trainer.publish` brings the weights: matrices of the copy are in bfloat16 then, or each forward would cast
-    all of them (autocast keeps nothing where no gradient is wanted). None where nothing is decoded."""
+    device, which `Trainer.publish` brings the weights. None where nothing is decoded."""
     if isinstance(recipe, SftRecipe) and not (recipe.eval.every_steps and recipe.eval.num_examples):
         return None
     device = use_machine(recipe.run)
-    is_lower = pick_precision(recipe.run.precision, device) == "bfloat16" and recipe.lora.base_bits == 16
-    if is_lower or is_sharding(recipe, ranks):
+    precision = pick_precision(recipe.run.precision, device) if recipe.lora.base_bits == 16 else "float32"
+    if precision == "bfloat16" or is_sharding(recipe, ranks):
         model = copy.deepcopy(model).requires_grad_(False)
-        if is_lower:
-            model.layers.bfloat16()
-            if not model.spec.is_tied:
-                model.lm_head.bfloat16()
+        lower_copy(model, precision)
         model = model.to(device)
     return Engine(model, decode=decode, **limits_beside_training(recipe.engine, device))
 

@@ -21,6 +21,7 @@ from unmask.models.checkpoint import allocate
 from unmask.models.lora import add_lora
 from unmask.rl.collective import Meeting, SendGroup
 from unmask.rl.weights import TensorInfo, fill
+from unmask.train.techniques import lower_copy
 from unmask.train.trainer import autocast
 from unmask.types import SamplingParams, Trace
 
@@ -56,6 +57,7 @@ class RolloutActor:
         self.model = allocate(model, plan.device, plan.dtype).eval()
         if plan.lora.rank:
             add_lora(self.model, **plan.lora.model_dump(exclude={"base_bits"}), base="")
+        lower_copy(self.model, plan.precision)
         limits = plan.limits.model_dump()
         if self.model.device.type == "cuda" and plan.gpu_share < 1 and plan.limits.kv_memory_gb is None:
             limits["kv_memory_gb"] = 0.8 * plan.gpu_share * torch.cuda.mem_get_info()[0] / 1e9

@@ -40,6 +40,7 @@ class Fleet:
         self.sender = WeightSender(
             config,
             model,
+            plan.precision,
             ranks,
             config.weight_transfer == "collective"
             or (config.weight_transfer == "auto" and model.device.type == plan.device == "cuda"),

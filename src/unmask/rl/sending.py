@@ -26,8 +26,9 @@ class WeightSender:
     idle get it at once, and who comes later fetches it from the store, too. What never changes in training is sent once.
     """
 
-    def __init__(self, config: FleetConfig, model: Decoder, ranks: Ranks, is_collective: bool):
-        self.config, self.model, self.ranks, self.is_collective = config, model, ranks, is_collective
+    def __init__(self, config: FleetConfig, model: Decoder, precision: str, ranks: Ranks, is_collective: bool):
+        self.config, self.model, self.precision = config, model, precision
+        self.ranks, self.is_collective = ranks, is_collective
         self.say: Callable[[str], None] = lambda line: None
         self.ray: Any = None
         self.version: int | None = None
@@ -52,8 +53,8 @@ class WeightSender:
         for kind, names in self._names.items():
             if kind == "fixed" and kind in self._infos:
                 continue
-            self._infos[kind] = describe(self.model, names)
-            tensors = whole_tensors(self.model, names)
+            infos = self._infos[kind] = describe(self.model, names, self.precision)
+            tensors = whole_tensors(self.model, infos)
             chunks = cut(tensors, self.config.chunk_mb * 10**6)
             if not self.ranks.is_first:
                 deque(tensors, maxlen=0)

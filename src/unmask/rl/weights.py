@@ -11,7 +11,7 @@ from torch import Tensor
 from unmask.dist import whole
 from unmask.errors import UnmaskError
 from unmask.models import Decoder
-from unmask.train.techniques import reshard
+from unmask.train.techniques import dtypes_of_copy, reshard
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +35,18 @@ def split_names(model: Decoder) -> tuple[list[str], list[str]]:
     return [name for name in names if name not in trained], [name for name in names if name in trained]
 
 
-def describe(model: Decoder, names: Iterable[str]) -> list[TensorInfo]:
-    state = model.state_dict()
-    return [TensorInfo(name, state[name].dtype, tuple(state[name].shape)) for name in names]
+def describe(model: Decoder, names: Iterable[str], precision: str) -> list[TensorInfo]:
+    """As actors have them that decode in this precision."""
+    state, dtypes = model.state_dict(), dtypes_of_copy(model, precision)
+    return [TensorInfo(name, dtypes[name], tuple(state[name].shape)) for name in names]
 
 
-def whole_tensors(model: Decoder, names: Iterable[str]) -> Iterator[Tensor]:
+def whole_tensors(model: Decoder, infos: Iterable[TensorInfo]) -> Iterator[Tensor]:
     """The tensors, put together where ranks hold shards of them: then all ranks have to go through this."""
     reshard(model)
     state = model.state_dict()
-    for name in names:
-        yield whole(state[name]).detach()
+    for info in infos:
+        yield whole(state[info.name].to(info.dtype)).detach()
 
 
 def cut(tensors: Iterable[Tensor], chunk_bytes: int) -> Iterator[Tensor]:

@@ -102,6 +102,25 @@ def reshard(model: nn.Module) -> None:
         model.reshard()
 
 
+def dtypes_of_copy(model: Backbone, precision: str) -> dict[str, torch.dtype]:
+    """Of the tensors of a copy that only decodes. In "bfloat16", layers and an untied head are in it: autocast would cast them in
+    each forward, since it keeps nothing where no gradient is wanted."""
+
+    def of(name: str, tensor: Tensor) -> torch.dtype:
+        is_head = name == "lm_head.weight" and not model.spec.is_tied
+        is_lower = precision == "bfloat16" and tensor.is_floating_point() and (is_head or name.startswith("layers."))
+        return torch.bfloat16 if is_lower else tensor.dtype
+
+    return {name: of(name, tensor) for name, tensor in model.state_dict().items()}
+
+
+def lower_copy(model: Backbone, precision: str) -> None:
+    """Gives the tensors of a copy that only decodes these dtypes, in place."""
+    tensors = model.state_dict(keep_vars=True)
+    for name, dtype in dtypes_of_copy(model, precision).items():
+        tensors[name].data = tensors[name].data.to(dtype)
+
+
 @torch.no_grad()
 def copy_whole_weights(model: Backbone, target: Backbone) -> None:
     """What is trained of a model, into one of the same shapes that is whole; nothing goes over a disk. Of a sharded one, all
