@@ -8,6 +8,8 @@ import importlib.util
 import math
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -30,7 +32,7 @@ from unmask.rl import fleet as fleet_module
 from unmask.rl import sending
 from unmask.rl.actor import ActorPlan, RolloutActor
 from unmask.rl.ahead import StepRollouts
-from unmask.rl.cluster import start_ray
+from unmask.rl.cluster import num_with_room, start_ray
 from unmask.rl.fleet import Fleet
 from unmask.rl.weights import chunk_sizes, cut, describe, fill, split_names, whole_tensors
 from unmask.train.run import read_metrics
@@ -263,6 +265,37 @@ def test_an_actor_that_dies_or_hangs_is_replaced_and_nothing_changes(fleet, monk
     assert fleet.num_replaced - before == 2
 
 
+@pytest.mark.slow
+def test_actors_join_as_machines_do(cluster) -> None:
+    """In a cluster with room for one of two."""
+    import ray
+
+    model, said = make_model(), []
+    config = FleetConfig(num_actors=2, num_cpus_per_actor=4, address="auto", responses_per_task=3)
+    with Fleet(config, model, plan_of(model)) as fleet:
+        fleet.say = said.append
+        fleet.update_weights(policy_version=1)
+        assert said == ["fleet: 1 of 2 actors have room in the cluster; others wait for it"]
+        wanted = decoded_here(model, 16, 1)
+        assert_decoded_as(run_stream(fleet, 16), wanted)
+        assert fleet.counts() == {"num_actors": 1, "num_replaced_actors": 0}
+        address = ray.get_runtime_context().gcs_address
+        ray_command = Path(sys.executable).with_name("ray")
+        node = subprocess.Popen(
+            [ray_command, "start", "--address", address, "--num-cpus", "4", "--block"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            deadline = time.monotonic() + 120
+            while fleet.counts()["num_actors"] < 2:
+                assert time.monotonic() < deadline
+                assert_decoded_as(run_stream(fleet, 16), wanted)
+        finally:
+            node.send_signal(signal.SIGTERM)
+            node.wait(60)
+        assert_decoded_as(run_stream(fleet, 16), wanted)  # and leave as machines do
+
+
 def test_mistakes_and_deaths_without_end_are_errors(fleet, monkeypatch) -> None:
     with pytest.raises(UnmaskError, match=r"^rollout actor: prompt 0.*1000"):
         list(fleet.stream([[1000]], seeded(1)))  # not in the vocabulary
@@ -272,6 +305,18 @@ def test_mistakes_and_deaths_without_end_are_errors(fleet, monkeypatch) -> None:
     message = "fleet: 1 rollout actor died in a row without a result; the last one: its process died"
     with pytest.raises(UnmaskError, match=message):
         list(fleet.stream([[5]], deadly))
+
+
+def test_room_for_actors() -> None:
+    """A cluster of the run's own has it for all; elsewhere machines may join."""
+    cpu, there = torch.device("cpu"), {"CPU": 7.0, "GPU": 2.0}
+    assert num_with_room(FleetConfig(num_actors=7), cpu, there) == 7
+    with pytest.raises(UnmaskError, match="8 actors with 1 CPUs each need 8, there are 7"):
+        num_with_room(FleetConfig(num_actors=8), cpu, there)
+    assert num_with_room(FleetConfig(num_actors=8, address="auto"), cpu, there) == 7
+    assert num_with_room(FleetConfig(num_actors=8, num_gpus_per_actor=0.5, address="auto"), cpu, there) == 4
+    with pytest.raises(UnmaskError, match=r"^fleet\.address auto: an actor takes 3 GPUs, that cluster has 2$"):
+        num_with_room(FleetConfig(num_actors=8, num_gpus_per_actor=3, address="auto"), cpu, there)
 
 
 # Whole runs.

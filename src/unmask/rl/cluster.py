@@ -27,17 +27,24 @@ def check_fleet(config: FleetConfig, device: torch.device) -> None:
     if config.address.startswith("ray://"):
         raise UnmaskError(f"fleet.address {config.address!r} is a Ray client's; give auto, or HOST:PORT of the head")
     if not config.address:
-        check_room(config, device, {"GPU": float(torch.cuda.device_count()), "CPU": float("inf")})
+        num_with_room(config, device, {"GPU": float(torch.cuda.device_count()), "CPU": float("inf")})
 
 
-def check_room(config: FleetConfig, device: torch.device, there: dict[str, float]) -> None:
-    """Raises `UnmaskError` where the actors need more than there is."""
+def num_with_room(config: FleetConfig, device: torch.device, there: dict[str, float]) -> int:
+    """How many of the actors find what they need. Raises `UnmaskError` where none does, and where one does not and nothing can
+    join: in a cluster of the run's own."""
+    room = float(config.num_actors)
     for name, each in (("GPU", num_gpus(config, device)), ("CPU", config.num_cpus_per_actor)):
-        wanted, found = config.num_actors * each, there.get(name, 0.0)
-        if wanted > found:
+        found = there.get(name, 0.0)
+        room = min(room, found / each if each else room)
+        if config.address and room < 1:
+            raise UnmaskError(f"fleet.address {config.address}: an actor takes {each:g} {name}s, that cluster has {found:g}")
+        if not config.address and room < config.num_actors:
             raise UnmaskError(
-                f"fleet.num_actors: {config.num_actors} actors with {each:g} {name}s each need {wanted:g}, there are {found:g}"
+                f"fleet.num_actors: {config.num_actors} actors with {each:g} {name}s each need {config.num_actors * each:g}, "
+                f"there are {found:g}"
             )
+    return int(room)
 
 
 def start_ray(config: FleetConfig, device: torch.device) -> tuple[Any, bool]:
@@ -53,7 +60,7 @@ def start_ray(config: FleetConfig, device: torch.device) -> tuple[Any, bool]:
     # Ray prints the death of every worker to stdout, which is ours. A private name: without it the lines are printed.
     noise.print_to_stdstream = lambda *args, **kwargs: None
     if ray.is_initialized():
-        check_room(config, device, ray.cluster_resources())
+        num_with_room(config, device, ray.cluster_resources())
         return ray, False
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "CRITICAL"}
     if not config.address:
@@ -73,7 +80,7 @@ def start_ray(config: FleetConfig, device: torch.device) -> tuple[Any, bool]:
         if visible is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = visible
     try:
-        check_room(config, device, ray.cluster_resources())
+        num_with_room(config, device, ray.cluster_resources())
     except UnmaskError:
         ray.shutdown()
         raise

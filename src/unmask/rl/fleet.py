@@ -14,7 +14,7 @@ from unmask.engine.request import RequestOutput
 from unmask.errors import UnmaskError
 from unmask.models import Decoder
 from unmask.rl.actor import ActorPlan, RolloutActor
-from unmask.rl.cluster import num_gpus, start_ray
+from unmask.rl.cluster import num_gpus, num_with_room, start_ray
 from unmask.rl.member import Member
 from unmask.rl.sending import WeightSender
 from unmask.types import SamplingParams, Trace
@@ -27,7 +27,8 @@ class Fleet:
     """Decodes as an `Engine` does, with the trainer's weights as they were at the last `update_weights`. A context manager.
 
     Prompts, the longest first, make tasks of even size, and actors take one after the other. The results of a task follow from
-    it alone: one whose actor died is decoded again, whole, and gives the same. `num_replaced` counts actors.
+    it alone: one whose actor died is decoded again, whole, and gives the same. `num_replaced` counts actors. Where a cluster
+    has not room for all, those that have begin, and others join as machines do.
 
     Of several ranks all have one: the first alone has actors, the others help to put weights together. `say` gets a line for
     the user now and then.
@@ -37,6 +38,7 @@ class Fleet:
         self.config, self.model, self.plan, self.ranks = config, model, plan, ranks
         self.say: Callable[[str], None] = lambda line: None
         self.num_replaced = 0
+        self._note = ""  # for the user, as soon as it can be said
         self.sender = WeightSender(
             config,
             model,
@@ -53,6 +55,9 @@ class Fleet:
         if self.ranks.is_first:
             self._ray, self._owns_ray = start_ray(self.config, self.model.device)
             self.sender.ray, self._plan = self._ray, self._ray.put(self.plan)
+            num = num_with_room(self.config, self.model.device, self._ray.cluster_resources())
+            if num < self.config.num_actors:
+                self._note = f"fleet: {num} of {self.config.num_actors} actors have room in the cluster; others wait for it"
             self._members = [self._new_member() for _ in range(self.config.num_actors)]
         return self
 
@@ -78,9 +83,18 @@ class Fleet:
         """Process ids of the actors that are ready."""
         return [member.pid for member in self._members if member.is_ready]
 
+    def counts(self) -> dict[str, float]:
+        """For the timings of the first rank: actors that are ready, and that were replaced so far."""
+        if not self.ranks.is_first:
+            return {}
+        return {"num_actors": len(self.pids()), "num_replaced_actors": self.num_replaced}
+
     def update_weights(self, *, policy_version: int) -> None:
         """The model's weights, as they are now, are those of this version. Called on all ranks, and not during a stream."""
         self.sender.say = self.say
+        if self._note:
+            self.say(self._note)
+            self._note = ""
         self.sender.announce(policy_version, [member for member in self._members if member.is_ready and not member.task])
 
     def stream(self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]) -> Iterator[tuple[int, RequestOutput]]:

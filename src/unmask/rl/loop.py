@@ -149,7 +149,7 @@ def train_rl(
             metrics = {**rollout_metrics(collected), **staleness, **update_metrics(stats), **mismatch, **value_metrics}
             metrics["num_skipped_steps"] = progress["num_skipped_steps"]
             timings = clock.timings(metrics["num_trained_tokens"], metrics["num_forwarded_tokens"])
-            run.finish_step(metrics, timings | ({"num_replaced_actors": fleet.num_replaced} if fleet else {}))
+            run.finish_step(metrics, timings | (fleet.counts() if fleet else {}))
     return run.outcome
 
 

@@ -103,8 +103,8 @@ def reshard(model: nn.Module) -> None:
 
 
 def dtypes_of_copy(model: Backbone, precision: str) -> dict[str, torch.dtype]:
-    """Of the tensors of a copy that only decodes. In "bfloat16", layers and an untied head are in it: autocast would cast them in
-    each forward, since it keeps nothing where no gradient is wanted."""
+    """Of the tensors of a copy that only decodes. In "bfloat16", layers and an untied head are in it: autocast would cast them
+    in each forward, since it keeps nothing where no gradient is wanted."""
 
     def of(name: str, tensor: Tensor) -> torch.dtype:
         is_head = name == "lm_head.weight" and not model.spec.is_tied
