@@ -13,7 +13,7 @@ from unmask import new_model, save_model
 from unmask.config import Plugin
 from unmask.data.chat import ChatTokenizer
 from unmask.data.sources import open_source
-from unmask.train.run import read_metrics
+from unmask.metrics import read_metrics
 from unmask.train.timings import Summary, read_timings, summarise
 
 Step = tuple[int, list[dict[str, Any]]]  # its number, a record of each rank

@@ -66,3 +66,8 @@ class JsonlWriter:
 
     def close(self) -> None:
         os.close(self._descriptor)
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """All records of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

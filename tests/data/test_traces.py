@@ -13,12 +13,12 @@ from unmask.config import Plugin
 from unmask.data.sources import open_source
 from unmask.diffusion.generate import generate
 from unmask.errors import UnmaskError
+from unmask.metrics import read_metrics
 from unmask.objectives.trace_rl import TraceRL
 from unmask.objectives.trace_sft import TraceSft
 from unmask.objectives.trace_views import trace_rows
 from unmask.objectives.views import Grid
 from unmask.train.demonstrations import demonstration
-from unmask.train.run import read_metrics
 from unmask.types import Demonstration, Rollout, SamplingParams, TraceRecord
 
 

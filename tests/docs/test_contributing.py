@@ -20,13 +20,13 @@ from unmask.data.sources import SOURCES, open_source
 from unmask.data.tasks import MathOptions, Task
 from unmask.diffusion.remasking import STRATEGIES
 from unmask.launch import start
+from unmask.metrics import read_metrics
 from unmask.models import FAMILIES
 from unmask.objectives import RL_OBJECTIVES, SFT_OBJECTIVES
 from unmask.objectives.advantages import ADVANTAGES
 from unmask.objectives.trace_views import trace_rows
 from unmask.objectives.views import Grid, masked_rows
 from unmask.rewards import REWARDS, Reward, Score
-from unmask.train.run import read_metrics
 from unmask.types import Example
 
 PAGE = ROOT / "CONTRIBUTING.md"

@@ -26,6 +26,7 @@ from unmask.config.training import FleetConfig, LoraConfig
 from unmask.engine import Engine
 from unmask.errors import UnmaskError
 from unmask.launch import parts
+from unmask.metrics import read_metrics
 from unmask.models import Decoder
 from unmask.models.lora import add_lora
 from unmask.rl import fleet as fleet_module
@@ -35,7 +36,6 @@ from unmask.rl.ahead import StepRollouts
 from unmask.rl.cluster import num_with_room, start_ray
 from unmask.rl.fleet import Fleet
 from unmask.rl.weights import chunk_sizes, cut, describe, fill, split_names, whole_tensors
-from unmask.train.run import read_metrics
 from unmask.train.techniques import lower_copy
 from unmask.train.trainer import autocast
 from unmask.types import SamplingParams, Trace

@@ -16,7 +16,7 @@ import pytest
 from tests.recipes import RL, start, write_recipe
 from tests.rl.test_fleet import assert_equal_runs
 from tests.train.test_durability import assert_same_end
-from unmask.train.run import read_metrics
+from unmask.metrics import read_metrics
 
 pytestmark = pytest.mark.slow
 WORDS = ("train.max_steps=80", "eval.every_steps=10", "run.num_threads=1", "fleet.num_actors=2", "reward.options.num_workers=1")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.recipes import start
-from unmask.train.run import read_metrics
+from unmask.metrics import read_metrics
 
 pytestmark = pytest.mark.slow
 

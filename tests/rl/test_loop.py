@@ -18,6 +18,7 @@ from unmask.dist import Ranks
 from unmask.engine import Engine
 from unmask.errors import UnmaskError
 from unmask.evaluate import evaluate, take_examples
+from unmask.metrics import read_metrics
 from unmask.models.checkpoint import new_model
 from unmask.objectives.rows import collate, pack_rows, score_targets
 from unmask.objectives.trace_rl import TraceRL
@@ -28,7 +29,6 @@ from unmask.rl.minibatches import minibatches
 from unmask.rl.rollout import derive_seed, make_rollouts
 from unmask.rl.scoring import RewardPool
 from unmask.train import stopwatch
-from unmask.train.run import read_metrics
 from unmask.train.stopwatch import Stopwatch
 from unmask.train.trainer import Trainer
 from unmask.types import SamplingParams

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.recipes import RL, start, unmask, write_recipe
-from unmask.train.run import read_metrics
+from unmask.metrics import read_metrics
 
 # Says which process is at work on a response; its time in it is long enough to be found there.
 REWARD = """

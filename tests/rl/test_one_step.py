@@ -10,9 +10,9 @@ from tests.recipes import RL, write_recipe
 from unmask import launch
 from unmask.config import RlRecipe, load_recipe
 from unmask.data.sources import EpochOrder
+from unmask.metrics import read_metrics
 from unmask.objectives.rows import score_targets
 from unmask.rl import loop
-from unmask.train.run import read_metrics
 from unmask.train.trainer import Trainer
 
 

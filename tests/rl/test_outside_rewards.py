@@ -12,7 +12,7 @@ from tests.recipes import RL, unmask, write_recipe
 from tests.rewards.chat_server import Server
 from unmask import new_model, save_model
 from unmask.data.chat import ChatTokenizer
-from unmask.train.run import read_metrics
+from unmask.metrics import read_metrics
 
 PROGRAM = "```python\ndef f(): return 1"  # as the turn begins; the response adds digits to the number
 

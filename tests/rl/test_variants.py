@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from tests.recipes import RL, unmask, write_recipe
+from unmask.metrics import read_metrics
 from unmask.models.checkpoint import load_model
 from unmask.rewards import REWARDS, Reward, Score
 from unmask.rewards.exact import Exact
 from unmask.train.checkpoint import list_checkpoints
-from unmask.train.run import Run, read_metrics
+from unmask.train.run import Run
 
 
 class Parity(Reward):

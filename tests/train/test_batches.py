@@ -11,9 +11,9 @@ from tests.recipes import SFT, unmask, write_recipe
 from unmask.config.training import SftTrainConfig
 from unmask.data.chat import ChatTokenizer
 from unmask.data.sources import EpochOrder
+from unmask.metrics import read_metrics
 from unmask.train.batches import Batches
 from unmask.train.demonstrations import sample_key
-from unmask.train.run import read_metrics
 from unmask.types import Example
 
 TOKENIZER = ChatTokenizer.tiny("0123456789")

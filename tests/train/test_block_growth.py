@@ -11,12 +11,12 @@ from unmask.attention import DenseAttention
 from unmask.config import Plugin
 from unmask.data.chat import ChatTokenizer
 from unmask.data.sources import open_source
+from unmask.metrics import read_metrics
 from unmask.models.checkpoint import load_model
 from unmask.objectives import semi_ar
 from unmask.objectives.rows import collate, score_targets
 from unmask.train.checkpoint import list_checkpoints
 from unmask.train.demonstrations import demonstration
-from unmask.train.run import read_metrics
 
 STAGES = "block_schedule=[{from_step=0,block_size=1},{from_step=2,block_size=2},{from_step=5,block_size=4}]"
 WORDS = ["eval.every_steps=0", "checkpoint.every_steps=1", "checkpoint.keep_last=9", STAGES]

@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file
 
 from tests.recipes import RL, SFT, start, unmask, write_recipe
+from unmask.metrics import read_metrics
 from unmask.train import batches
 from unmask.train.checkpoint import find_damage, list_checkpoints, newest_valid
 from unmask.train.folder import lock_folder
-from unmask.train.run import read_metrics
 
 
 def assert_same_end(a: Path, b: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.recipes import RL, SFT, unmask, write_recipe
-from unmask.train.run import read_metrics
+from unmask.metrics import read_metrics
 
 
 @pytest.mark.parametrize(("kind", "text"), [("sft", SFT), ("rl", RL)])

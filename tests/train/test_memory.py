@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,10 +13,12 @@ import torch
 from tests.recipes import RL, unmask, write_recipe
 from tests.train.in_need import limited, made
 from tests.train.test_ranks import TORCHRUN, python
-from unmask.errors import UnmaskError
+from unmask.dist import ALONE
+from unmask.errors import TryAgainError, UnmaskError
+from unmask.metrics import read_metrics
 from unmask.objectives.rows import fit_rows, score_targets
 from unmask.train import trainer as trainer_module
-from unmask.train.run import read_metrics
+from unmask.train.memory import PackSizes
 
 
 def same_weights(a, b) -> bool:
@@ -83,13 +86,24 @@ def test_other_errors_stay_what_they_are() -> None:
     assert said == []
 
 
-def test_ranks_that_share_weights_do_not_begin_again() -> None:
-    """The others are within a collective then."""
+def test_ranks_that_share_weights_end_and_their_launcher_is_told(tmp_path) -> None:
+    """The others are within a collective then. What the packs were halved to holds for the next start, and for its recipe."""
     trainer, rows, loss_fn, said, _ = made(max_tokens=200)
     trainer.is_sharded = True
-    with pytest.raises(UnmaskError, match=r"packs of 200 tokens, on ranks that share the weights; .* --resume and a smaller"):
+    sizes = PackSizes(tmp_path, 200)
+    sizes.keep("value model", 50)
+    trainer.keep_max_tokens = partial(sizes.keep, "model")
+    message = r"model: out of memory with packs of 200 tokens, on ranks that share the weights; .* packs of 100 \(--resume\)"
+    with pytest.raises(TryAgainError, match=message):
         trainer.update(rows, limited(loss_fn, 100))
     assert said == []
+    for recipe, wanted in ((200, 100), (400, 400)):
+        again, *_ = made(max_tokens=recipe)
+        PackSizes(tmp_path, recipe).restore([again], ALONE)
+        assert again.max_tokens == wanted
+    trainer.max_tokens = 10
+    with pytest.raises(UnmaskError, match="although every row is forwarded by itself"):
+        trainer.update(rows, limited(loss_fn, 0))
 
 
 def test_measures_and_values_too() -> None:
@@ -133,6 +147,9 @@ def test_a_run_goes_on(tmp_path, monkeypatch) -> None:
         assert a.keys() == b.keys()
         for key in a.keys() - {"num_forwarded_tokens"}:
             assert a[key] == pytest.approx(b[key], rel=1e-4, abs=1e-5), key
+    result = unmask(*words, f"run.dir={tmp_path / 'little'}", "train.max_steps=4", "--resume")
+    assert result.returncode == 0, result.stderr
+    assert "out of memory" not in result.stderr  # it is not tried again
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="as the other tests with ranks")

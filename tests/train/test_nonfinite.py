@@ -15,6 +15,7 @@ from tests.recipes import RL, SFT, unmask, write_recipe
 from tests.train.in_need import NAN, made, spoiled
 from unmask.errors import UnmaskError
 from unmask.evaluate import Evaluation
+from unmask.metrics import read_metrics
 from unmask.objectives.ar import Autoregressive
 from unmask.objectives.masked_sft import MaskedSft
 from unmask.objectives.policy import PolicyObjective
@@ -22,7 +23,6 @@ from unmask.objectives.rows import fit_rows, score_targets
 from unmask.objectives.trace_sft import TraceSft
 from unmask.rl import critic
 from unmask.train.checkpoint import list_checkpoints
-from unmask.train.run import read_metrics
 from unmask.types import Demonstration
 
 

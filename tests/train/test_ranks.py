@@ -132,9 +132,10 @@ def settings_of(name: str, run: Path) -> list[str]:
 class Started:
     """`unmask sft --nproc 2`, in a group of processes of its own."""
 
-    def __init__(self, recipe: Path, run: Path, *words: str, name: str = "sft"):
+    def __init__(self, recipe: Path, run: Path, *words: str, name: str = "sft", env: dict[str, str] | None = None):
         command = [sys.executable, "-m", "unmask", name.split("-")[0], str(recipe), *settings_of(name, run), "--nproc", "2"]
-        self.process = subprocess.Popen([*command, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        self.process = subprocess.Popen([*command, *words], text=True, env={**os.environ, **(env or {})}, **pipes)
 
     def ranks(self) -> list[int]:
         """Their process ids, in the order of the ranks."""
@@ -181,6 +182,55 @@ def test_a_rank_that_dies_ends_all_and_the_run_goes_on_as_if_it_had_not(runs, tm
     result = python("-m", "unmask", "sft", recipe, *settings_of("sft", tmp_path / "alone"), "--resume")  # on one rank
     assert result.returncode == 0, result.stderr
     assert_equal(runs[0] / "sft", tmp_path / "alone")
+
+
+# Python runs it as it starts: the second rank has too little memory from its 30th pack on.
+SMALL_DEVICE = """
+import os
+
+if os.environ.get("RANK") == "1":
+    import torch
+    from unmask.train import trainer
+
+    collate, calls = trainer.collate, []
+
+    def on_small_device(rows, device):
+        batch = collate(rows, device)
+        calls.append(batch)
+        if len(calls) > 30 and batch.input_ids_BL.numel() > 50:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return batch
+
+    trainer.collate = on_small_device
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the ranks in /proc")
+def test_ranks_start_again(runs, tmp_path) -> None:
+    """With smaller packs where memory is short of ranks that share weights; and, as often as is said, after one has died."""
+    run = tmp_path / "run"
+    (tmp_path / "sitecustomize.py").write_text(SMALL_DEVICE)
+    started = Started(runs[1] / "sft.toml", run, "--max-restarts", "1", env={"PYTHONPATH": str(tmp_path)})
+    started.wait_for(run / "max-tokens.json", 1)
+    ended = started.ranks()
+    deadline = time.monotonic() + 120
+    while set(ranks := started.ranks()) & set(ended) or len(ranks) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    num_lines = (run / "metrics.jsonl").read_text().count("\n")
+    started.wait_for(run / "metrics.jsonl", num_lines + 3)
+    os.kill(ranks[0], signal.SIGKILL)
+    code, out, err = started.end()
+    assert code == 0, err
+    assert (
+        "model: out of memory with packs of 64 tokens, on ranks that share the weights; from the last checkpoint, the run goes "
+        "on with packs of 32 (--resume)"
+    ) in err.splitlines()
+    assert f"error: rank 0 (process {ranks[0]}) failed, and all ranks were ended: was ended by signal 9" in err.splitlines()
+    assert "all ranks start again (--max-restarts: 0 left)" in err.splitlines()
+    assert json.loads((run / "max-tokens.json").read_text()) == {"recipe": 64, "model": 32}
+    assert "did all its steps after step 20" in out
+    assert_equal(runs[1] / "sft", run)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the ranks in /proc")

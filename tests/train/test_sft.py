@@ -16,11 +16,11 @@ from unmask.config.training import SftTrainConfig
 from unmask.data.chat import ChatTokenizer
 from unmask.data.sources import open_source
 from unmask.errors import UnmaskError
+from unmask.metrics import read_metrics
 from unmask.models.checkpoint import load_model
 from unmask.objectives import SFT_OBJECTIVES
 from unmask.objectives.rows import collate, score_targets
 from unmask.train.demonstrations import Lengths, demonstration, fit_steps
-from unmask.train.run import read_metrics
 from unmask.train.trainer import Trainer
 from unmask.types import Demonstration, Example
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.recipes import SFT, unmask, write_recipe
+from unmask.metrics import read_metrics
 from unmask.train.progress import Progress
-from unmask.train.run import read_metrics
 from unmask.train.saving import CheckpointWriter
 from unmask.train.sinks import TensorBoardSink
 

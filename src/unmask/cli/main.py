@@ -35,6 +35,7 @@ Resume = Annotated[bool, typer.Option("--resume", help="continue the run in run.
 Processes = Annotated[
     int, typer.Option("--nproc", min=1, max=1024, help="processes that train together, one for each device of this machine")
 ]
+Restarts = Annotated[int, typer.Option("--max-restarts", min=0, help="with --nproc: restarts after a rank has failed")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="print the resolved recipe and stop")]
 
 
@@ -64,19 +65,21 @@ def quickstart(
 
 
 @app.command()
-def sft(words: Words, resume: Resume = False, dry_run: DryRun = False, num_processes: Processes = 1) -> None:
+def sft(
+    words: Words, resume: Resume = False, dry_run: DryRun = False, nproc: Processes = 1, max_restarts: Restarts = 0
+) -> None:
     """Supervised fine-tuning."""
     from unmask.cli.training import train
 
-    raise typer.Exit(train("sft", words, resume, dry_run, num_processes))
+    raise typer.Exit(train("sft", words, resume, dry_run, nproc, max_restarts))
 
 
 @app.command()
-def rl(words: Words, resume: Resume = False, dry_run: DryRun = False, num_processes: Processes = 1) -> None:
+def rl(words: Words, resume: Resume = False, dry_run: DryRun = False, nproc: Processes = 1, max_restarts: Restarts = 0) -> None:
     """Reinforcement learning on the trace (TraceRL)."""
     from unmask.cli.training import train
 
-    raise typer.Exit(train("rl", words, resume, dry_run, num_processes))
+    raise typer.Exit(train("rl", words, resume, dry_run, nproc, max_restarts))
 
 
 @app.command("eval")
@@ -260,7 +263,7 @@ def main(arguments: list[str] | None = None) -> Any:
     try:
         code = app(arguments, standalone_mode=False)
     except UnmaskError as error:
-        code = _fail(str(error))
+        code = _fail(str(error), error.exit_code)
     except _UsageError as error:
         code = _fail(f"{error.format_message().rstrip('.')}; see unmask --help")
     except (KeyboardInterrupt, typer.Abort):
@@ -282,13 +285,13 @@ def main(arguments: list[str] | None = None) -> Any:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, code: int = 2) -> int:
     message = " ".join(message.split())
     if is_rank():
         leave_report(message)
     else:
         print(f"error: {message}", file=sys.stderr)
-    return 2
+    return code
 
 
 if __name__ == "__main__":

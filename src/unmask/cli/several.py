@@ -11,10 +11,11 @@ import tempfile
 import time
 import traceback
 import uuid
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from unmask.errors import UnmaskError
+from unmask.errors import TryAgainError, UnmaskError
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
@@ -25,13 +26,39 @@ _LOST = "waited for a rank that was gone"
 GRACE_S = 600  # that ranks have to finish a step and save, after a signal
 
 
-def run_several(num_processes: int, arguments: list[str]) -> int:
+def run_several(num_processes: int, arguments: list[str], max_restarts: int, resumes: Callable[[], bool]) -> int:
     """Runs the command line once for each rank, through torch's launcher; the exit code is that of the rank which failed first.
 
-    Raises `UnmaskError` for that rank's mistake of the user.
+    Where that one asks for it (`TryAgainError`), and `max_restarts` times after another failure that is not a mistake of the
+    user's, all ranks start again. resumes: whether they then have a run to go on with. Raises `UnmaskError` for a mistake.
     """
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(GRACE_S))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
+    num_left = max_restarts
+    while True:
+        failure = _run_once(num_processes, arguments)
+        if not failure.reason:
+            return failure.exit_code
+        if failure.exit_code == TryAgainError.exit_code:
+            print(failure.reason, file=sys.stderr)
+        else:
+            print(f"error: {failure.reason}", file=sys.stderr)
+            if not num_left:
+                return failure.exit_code
+            num_left -= 1
+            print(f"all ranks start again (--max-restarts: {num_left} left)", file=sys.stderr)
+        if resumes() and "--resume" not in arguments:
+            arguments = [*arguments, "--resume"]
+
+
+class Failure(NamedTuple):
+    """How the ranks ended: the exit code and, where one failed, which and why."""
+
+    exit_code: int
+    reason: str = ""
+
+
+def _run_once(num_processes: int, arguments: list[str]) -> Failure:
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -46,23 +73,25 @@ def run_several(num_processes: int, arguments: list[str]) -> int:
         try:
             elastic_launch(config, sys.executable)("-m", "unmask", *arguments)
         except SignalException as error:
-            return 128 + error.sigval
+            return Failure(128 + error.sigval)
         except ChildFailedError as error:
-            return _report(error)
-    return 0
+            return _find_failure(error)
+    return Failure(0)
 
 
-def _report(error: ChildFailedError) -> int:
-    """Says which rank failed and why: the first of those that did not only lose another one."""
+def _find_failure(error: ChildFailedError) -> Failure:
+    """Which rank failed and why: the first of those that did not only lose another one. Raises `UnmaskError`."""
     rank, failure = min(error.failures.items(), key=lambda item: (_is_consequence(item[1]), item[1].timestamp, item[0]))
     what = _message(failure)
-    if failure.exitcode == 2 and what:
+    if failure.exitcode == UnmaskError.exit_code and what:
         raise UnmaskError(what)
+    if failure.exitcode == TryAgainError.exit_code and what:
+        return Failure(TryAgainError.exit_code, what)
     if not what and failure.exitcode in (128 + signal.SIGINT, 128 + signal.SIGTERM):  # to a rank: it has saved, and said so
-        return failure.exitcode
+        return Failure(failure.exitcode)
     reason = what or (f"was ended by signal {-failure.exitcode}" if failure.exitcode < 0 else f"exit code {failure.exitcode}")
-    print(f"error: rank {rank} (process {failure.pid}) failed, and all ranks were ended: {reason}", file=sys.stderr)
-    return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+    exit_code = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+    return Failure(exit_code, f"rank {rank} (process {failure.pid}) failed, and all ranks were ended: {reason}")
 
 
 def _message(failure: ProcessFailure) -> str:
@@ -75,6 +104,11 @@ def _message(failure: ProcessFailure) -> str:
 def _is_consequence(failure: ProcessFailure) -> bool:
     """Whether the rank was ended by the launcher, or waited for one that was gone."""
     return failure.exitcode == -signal.SIGTERM or _message(failure).startswith(_LOST)
+
+
+def is_restarted() -> bool:
+    """Whether torchrun started this process again (its --max-restarts), after a rank had failed."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
 def is_rank() -> bool:

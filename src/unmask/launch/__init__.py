@@ -122,6 +122,7 @@ def start(recipe: SftRecipe | RlRecipe, *, resume: bool = False, title: str = ""
     device = use_machine(recipe.run)
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         ranks = stack.enter_context(joined_ranks(device))
+        resume = ranks.of_first(resume)  # others may have looked when the first had already begun
         log = stack.enter_context(rank_log())
         if ranks.size > 1 and not recipe.run.dir:
             raise UnmaskError("run.dir is missing: several processes need the name of the folder they share")

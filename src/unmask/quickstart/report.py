@@ -7,7 +7,7 @@ from typing import Any
 
 from unmask.config import read_toml
 from unmask.files import write_text
-from unmask.train.run import read_metrics
+from unmask.metrics import read_metrics
 from unmask.viewer import (
     Chart,
     Comparison,

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from unmask.errors import UnmaskError
+from unmask.dist import Ranks
+from unmask.errors import TryAgainError, UnmaskError
+from unmask.files import write_text
 from unmask.objectives.rows import TrainRow, fit_rows
 
 if TYPE_CHECKING:
@@ -35,8 +40,9 @@ def within_memory(trainer: Trainer[Any], rows: Sequence[TrainRow], work: Callabl
     """What `work` returns, which forwards the rows in packs of at most `trainer.max_tokens` tokens.
 
     Where a rank has not enough memory for that, all of them halve `trainer.max_tokens`, which stays so, drop their gradients
-    and begin again: the weights of rows refer to the whole update, so the results are the same. Raises `UnmaskError` where
-    packs cannot become smaller, and where ranks share a model's weights: then others wait within the forward pass.
+    and begin again: the weights of rows refer to the whole update, so the results are the same. Where ranks share a model's
+    weights, others wait within the forward pass: raises `TryAgainError`, and the run goes on with half from its checkpoint.
+    Raises `UnmaskError` where packs cannot become smaller.
     """
     while True:
         results: list[Result] = []
@@ -46,9 +52,11 @@ def within_memory(trainer: Trainer[Any], rows: Sequence[TrainRow], work: Callabl
             if not is_out_of_memory(error):
                 raise
             if trainer.is_sharded:
-                raise UnmaskError(
-                    f"out of memory with packs of {trainer.max_tokens} tokens, on ranks that share the weights; the last "
-                    f"checkpoint is intact: go on with --resume and a smaller train.max_tokens_per_micro_batch, or {_ADVICE}"
+                num = _half(rows, trainer.max_tokens)
+                trainer.keep_max_tokens(num)
+                raise TryAgainError(
+                    f"{trainer.model_name}: out of memory with packs of {trainer.max_tokens} tokens, on ranks that share the "
+                    f"weights; from the last checkpoint, the run goes on with packs of {num} (--resume)"
                 ) from None
         # Here, and no sooner, the frames of the error are gone, and the tensors that they held.
         if not _of_any_rank(trainer, is_short=not results):
@@ -60,6 +68,8 @@ def within_memory(trainer: Trainer[Any], rows: Sequence[TrainRow], work: Callabl
             torch.cuda.empty_cache()
         num_before = trainer.max_tokens
         trainer.max_tokens = _half(rows, num_before)
+        if trainer.ranks.is_first:
+            trainer.keep_max_tokens(trainer.max_tokens)
         trainer.say(
             f"{trainer.model_name}: out of memory with packs of {num_before} tokens; going on with {trainer.max_tokens}"
         )
@@ -79,3 +89,26 @@ def _half(rows: Sequence[TrainRow], max_tokens: int) -> int:
             f"is intact: {_ADVICE}"
         )
     return max_tokens // 2
+
+
+class PackSizes:
+    """RUN/max-tokens.json: tokens of a pack by the name of the model, where they had to be fewer than the recipe says. They
+    hold for a resumption, too, unless its recipe has another `train.max_tokens_per_micro_batch`."""
+
+    def __init__(self, folder: Path, of_recipe: int):
+        self.file, self.of_recipe = folder / "max-tokens.json", of_recipe
+
+    def _read(self) -> dict[str, int]:
+        with suppress(OSError, ValueError):
+            found: Mapping[str, int] = json.loads(self.file.read_text(encoding="utf-8"))
+            if found.get("recipe") == self.of_recipe:
+                return {name: int(num) for name, num in found.items() if name != "recipe"}
+        return {}
+
+    def restore(self, trainers: Iterable[Trainer[Any]], ranks: Ranks) -> None:
+        sizes = ranks.of_first(self._read())
+        for trainer in trainers:
+            trainer.max_tokens = sizes.get(trainer.model_name, trainer.max_tokens)
+
+    def keep(self, name: str, max_tokens: int) -> None:
+        write_text(self.file, json.dumps({"recipe": self.of_recipe, **self._read(), name: max_tokens}) + "\n")

@@ -5,7 +5,7 @@ RUN/versions.json      software and machine         RUN/timings.jsonl   wall-clo
 RUN/origins.json       where its models came from  RUN/base/           the model that adapters are trained for, if a preset
 RUN/checkpoints/       see train/checkpoint.py      RUN/tensorboard/, wandb-id.txt, wandb/   see train/sinks.py
 RUN/best               link to the best of them    RUN/logs/, profiles/   of every rank: see train/logs.py, train/profiling.py
-RUN/nonfinite-*.json    samples that ended it, see train/nonfinite.py
+RUN/nonfinite-*.json    samples that ended it, see train/nonfinite.py       RUN/max-tokens.json   see train/memory.py
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from unmask.train.checkpoint import load_checkpoint, newest_valid, rng_state, st
 from unmask.train.folder import BEST, lock_folder, prepare_folder
 from unmask.train.interruption import Interruption
 from unmask.train.logs import RankLog, fields
+from unmask.train.memory import PackSizes
 from unmask.train.profiling import StepProfiler
 from unmask.train.progress import RL_COLUMNS, SFT_COLUMNS, Progress, format_numbers
 from unmask.train.saving import CheckpointWriter
@@ -93,6 +94,7 @@ class Run:
                     opened.callback(file.close)
             self.ranks.of_first(None)  # the folder is this run's: all may write there
             rank_log.open(folder, self.ranks, trainer.model.device)
+            self._pack_sizes = PackSizes(folder, recipe.train.max_tokens_per_micro_batch)
             notes = self._restore() if resume else []
             if self.ranks.is_first:
                 log = recipe.log if self._reason is None else LogConfig()  # an ended run has nothing more to say
@@ -110,6 +112,7 @@ class Run:
         self.profiler = StepProfiler(folder, recipe.train.profile_steps, trainer.model.device, self.ranks.rank)
         for each in self._trainers.values():
             each.say, each.keep_report = self.say, self._keep_report
+            each.keep_max_tokens = partial(self._pack_sizes.keep, each.model_name)
         for note in notes:
             self.say(note)
 
@@ -130,6 +133,7 @@ class Run:
         checkpoint, notes = self.ranks.of_first(
             newest_valid(self.folder / "checkpoints") if self.ranks.is_first else (None, [])
         )
+        self._pack_sizes.restore(self._trainers.values(), self.ranks)
         if checkpoint is None and notes:
             raise UnmaskError(f"{self.folder}: no checkpoint here is whole ({notes[0]}); nothing was changed")
         if checkpoint is None:
@@ -293,8 +297,3 @@ class Run:
         if self._reason != "interrupted":
             signal_name, code = None, 0
         return Outcome(self._reason, self.num_steps, checkpoint, self.evaluation, signal_name, code)  # type: ignore[arg-type]
-
-
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """All records of a run's metrics.jsonl."""
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -43,8 +43,8 @@ class Trainer(Generic[Model]):
     Gradient accumulation is exact by construction: an objective's weights already refer to the whole update, so the
     losses (and gradients) of micro-batches simply add up, whatever their number and size, the last one included.
 
-    max_tokens: of a pack; halved where memory does not suffice. say, keep_report: where it tells what goes wrong, and keeps
-    what it has found about it (returns where that is); a run's `Run` puts in its own.
+    max_tokens: of a pack; halved where memory does not suffice. say, keep_report, keep_max_tokens: where it tells what goes
+    wrong, keeps what it has found about it (returns where that is), and the half; a run's `Run` puts in its own.
     """
 
     def __init__(
@@ -80,6 +80,7 @@ class Trainer(Generic[Model]):
         self.max_nonfinite_updates, self.num_nonfinite_in_a_row = max_nonfinite_updates, 0
         self.say: Callable[[str], None] = lambda line: None
         self.keep_report: Callable[[dict[str, Any]], str] = lambda report: "training"
+        self.keep_max_tokens: Callable[[int], None] = lambda num: None
 
     @property
     def model_name(self) -> str:
