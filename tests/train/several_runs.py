@@ -1,4 +1,5 @@
-"""A rank of several runs, one after the other: `python several_runs.py FOLDER`, started by torch's launcher."""
+"""A rank of several runs, one after the other: `python several_runs.py FOLDER [NUM_STEPS NAME..]`, started by torch's launcher;
+without names all, each with its own number of steps."""
 
 import sys
 from pathlib import Path
@@ -38,11 +39,12 @@ RUNS = {
              *VALUE, *SHARDED],
     ),
 }  # fmt: skip
-NUM_STEPS = {"sft": 20, "sft-copies": 4, "sft-moe": 6, "sft-moe-sharded": 4, "sft-llada": 6, "rl": 20, "rl-sharded": 8}
+NUM_STEPS = {"sft": 12, "sft-copies": 4, "sft-moe": 6, "sft-moe-sharded": 4, "sft-llada": 6, "rl": 8, "rl-sharded": 8}
 
 
-def run_all(folder: Path) -> None:
-    for name, (text, words) in RUNS.items():
+def run_all(folder: Path, num_steps: dict[str, int]) -> None:
+    for name, num in num_steps.items():
+        text, words = RUNS[name]
         file = folder / f"{name}.toml"
         if not file.exists():
             file.write_text(text)
@@ -50,10 +52,10 @@ def run_all(folder: Path) -> None:
             (folder / "reward.py").write_text(REWARD)
             words = [*words, f"reward.name={folder / 'reward.py'}:share_of_digits", "reward.options={}"]
         kind = SftRecipe if text is SFT else RlRecipe
-        more = [f"run.dir={folder / name}", f"train.max_steps={NUM_STEPS[name]}", "run.num_threads=1"]
+        more = [f"run.dir={folder / name}", f"train.max_steps={num}", "run.num_threads=1"]
         start(load_recipe(kind, [file], ["optimizer.lr=1e-3", *words, *more]))
 
 
 if __name__ == "__main__":
     with joined_ranks(torch.device("cpu")):
-        run_all(Path(sys.argv[1]))
+        run_all(Path(sys.argv[1]), dict.fromkeys(sys.argv[3:], int(sys.argv[2])) if sys.argv[2:] else NUM_STEPS)

@@ -56,26 +56,25 @@ def apply_techniques(
     fully_shard(model, mesh=mesh, reshard_after_forward=False, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
 
 
-class _Uncompiled(NamedTuple):
-    """Attention that stays out of a compiled layer: backends differ with every pack, or compile themselves."""
-
-    attend: Attend
-
-    @torch.compiler.disable
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return self.attend(q, k, v)
-
-
 def _compiled(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A layer's forward, for any number of tokens. The engine, and what else reads the model without gradients, has shapes and
     caches of its own."""
     compiled = torch.compile(plain, dynamic=True)
 
+    class Uncompiled(NamedTuple):
+        """Attention that stays out of a compiled layer: backends differ with every pack, or compile themselves."""
+
+        attend: Attend
+
+        @torch.compiler.disable  # which imports the compiler: seconds that only those pay who use it
+        def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return self.attend(q, k, v)
+
     @wraps(plain)
     def forward(x_BLD: Tensor, shared: Forward, layer: int) -> Tensor:
         if not torch.is_grad_enabled():
             return plain(x_BLD, shared, layer)
-        return compiled(x_BLD, shared._replace(attend=_Uncompiled(shared.attend)), layer)
+        return compiled(x_BLD, shared._replace(attend=Uncompiled(shared.attend)), layer)
 
     return forward
 
