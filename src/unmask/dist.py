@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 
 TIMEOUT = timedelta(minutes=30)  # of one collective: the longest that ranks may be apart
+BUCKET_BYTES = 2**26  # of tensors that are summed together; so much memory more is taken
 
 
 class Ranks:
@@ -58,14 +59,15 @@ class Ranks:
         return values[0]
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
-        """Replaces tensors of one dtype by their sums over the ranks."""
-        if self.size == 1 or not tensors:
+        """Replaces tensors of one dtype by their sums over the ranks, some at a time."""
+        if self.size == 1:
             return
-        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        with self._waiting(flat.device):
-            dist.all_reduce(flat)
-        for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-            tensor.copy_(part.view_as(tensor))
+        for bucket in _buckets(tensors):
+            flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+            with self._waiting(flat.device):
+                dist.all_reduce(flat)
+            for tensor, part in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
+                tensor.copy_(part.view_as(tensor))
 
     @property
     def object_group(self) -> dist.ProcessGroup | None:
@@ -99,6 +101,20 @@ class Ranks:
         if is_on_gpu:
             torch.cuda.synchronize(device)
         self.waited_s += time.monotonic() - start
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Neighbours that are not much more than `BUCKET_BYTES` together."""
+    bucket: list[Tensor] = []
+    size = 0
+    for tensor in tensors:
+        bucket.append(tensor)
+        size += tensor.nbytes
+        if size >= BUCKET_BYTES:
+            yield bucket
+            bucket, size = [], 0
+    if bucket:
+        yield bucket
 
 
 ALONE = Ranks()

@@ -36,7 +36,7 @@ from unmask.rl.ahead import StepRollouts
 from unmask.rl.cluster import num_with_room, start_ray
 from unmask.rl.fleet import Fleet
 from unmask.rl.weights import chunk_sizes, cut, describe, fill, split_names, whole_tensors
-from unmask.train.techniques import lower_copy
+from unmask.train.techniques import copy_to_decode
 from unmask.train.trainer import autocast
 from unmask.types import SamplingParams, Trace
 
@@ -153,8 +153,8 @@ def test_an_actor_has_the_adapters(use_dora) -> None:
 def test_an_actor_in_bfloat16_has_half_the_bytes() -> None:
     """Its layers and head, as the engine of a rank has them: bit for bit what that decodes."""
     model = make_model()
-    wanted_model = copy.deepcopy(model).requires_grad_(False)
-    lower_copy(wanted_model, "bfloat16")
+    wanted_model = copy_to_decode(model, model.device, "bfloat16")
+    assert not any(parameter.requires_grad for parameter in wanted_model.parameters())
     actor = RolloutActor()
     actor.build(dataclasses.replace(plan_of(model), precision="bfloat16"))
     names = split_names(model)[1]

@@ -45,10 +45,11 @@ def descendants(pid: int, name: str) -> list[int]:
     return found
 
 
-def kill_now_and_then(process: subprocess.Popen[str], names: tuple[str, ...], every_s: float, seed: int) -> list[str]:
-    """SIGKILL to a random one of the run's processes of each of these names, until it has ended; what was killed."""
-    killed, rng = [], random.Random(seed)
-    while process.poll() is None:
+def kill_now_and_then(process: subprocess.Popen[str], names: tuple[str, ...], every_s: float, most: int) -> list[str]:
+    """SIGKILL to a random one of the run's processes of each of these names, so often at most, until it has ended; what was
+    killed."""
+    killed, rng = [], random.Random(most)
+    while process.poll() is None and len(killed) < most:
         time.sleep(rng.uniform(0.5, 1.5) * every_s)
         for name in names:
             if pids := descendants(process.pid, name):
@@ -58,14 +59,16 @@ def kill_now_and_then(process: subprocess.Popen[str], names: tuple[str, ...], ev
     return killed
 
 
-def run(tmp_path: Path, name: str, *words: str, names: tuple[str, ...] = (), every_s: float = 20.0) -> tuple[Path, list[str]]:
+def run(
+    tmp_path: Path, name: str, *words: str, names: tuple[str, ...] = (), every_s: float = 20.0, most: int = 10**6
+) -> tuple[Path, list[str]]:
     (tmp_path / "own.py").write_text(REWARD)
     text = RL.replace('"exact"', f'"{tmp_path / "own.py"}:f"').replace(OPTIONS, "")
     recipe, folder = write_recipe(tmp_path, "rl", text), tmp_path / name
     process = start("rl", recipe, *WORDS, f"run.dir={folder}", *words)
     killed: list[str] = []
     if names:
-        watcher = threading.Thread(target=lambda: killed.extend(kill_now_and_then(process, names, every_s, 0)))
+        watcher = threading.Thread(target=lambda: killed.extend(kill_now_and_then(process, names, every_s, most)))
         watcher.start()
     _, err = process.communicate(timeout=1800)
     if names:
@@ -89,6 +92,13 @@ def test_deaths_change_nothing_but_the_time(quiet, tmp_path, transfer) -> None:
     names = ("ray::RolloutActor", "unmask.rewards.worker")
     folder, killed = run(tmp_path, "run", f"fleet.weight_transfer={transfer}", names=names)
     assert "ray::RolloutActor" in killed
+    assert_same_end(quiet, folder)
+
+
+@pytest.mark.parametrize(("name", "every_s"), [("ray::RolloutActor", 10.0), ("unmask.rewards.worker", 3.0)])
+def test_twenty_deaths_at_random_moments(quiet, tmp_path, name, every_s) -> None:
+    folder, killed = run(tmp_path, "run", names=(name,), every_s=every_s, most=20)
+    assert len(killed) == 20
     assert_same_end(quiet, folder)
 
 

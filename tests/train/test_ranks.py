@@ -16,8 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.train.several_runs import NUM_STEPS, REWARD, RUNS
+from unmask import dist
 from unmask.objectives.rows import TrainRow, pack_rows, share_packs
 from unmask.train.checkpoint import find_damage, list_checkpoints
 from unmask.train.timings import over_ranks, read_timings
@@ -130,6 +132,16 @@ def test_packs_are_shared_out_evenly(num_ranks) -> None:
             tokens = [sum(len(row.input_ids) for pack in packs for row in pack) for packs in shares]
             assert max(tokens) <= 1.2 * np.mean(tokens)
     assert share_packs(rows, 64, 1) == [list(pack_rows(rows, 64))]
+
+
+@pytest.mark.parametrize("num_bytes", [1, 100, 10**6])
+def test_sums_of_many_tensors(monkeypatch, num_bytes) -> None:
+    """Each counts once, whatever is summed with it."""
+    monkeypatch.setattr(dist, "BUCKET_BYTES", num_bytes)
+    monkeypatch.setattr(dist.dist, "all_reduce", lambda flat: flat.mul_(2))
+    tensors = [torch.full(shape, float(i)) for i, shape in enumerate(((), (3, 5), (0,), (40,), (2, 2, 2)))]
+    dist.Ranks(0, 2).sum_(tensors)
+    assert all(bool((tensor == 2 * i).all()) for i, tensor in enumerate(tensors))
 
 
 def settings_of(name: str, run: Path) -> list[str]:

@@ -26,7 +26,7 @@ from unmask.rl.actor import ActorPlan
 from unmask.rl.cluster import num_gpus
 from unmask.rl.critic import Critic
 from unmask.rl.fleet import Fleet
-from unmask.train.techniques import apply_techniques, lower_copy
+from unmask.train.techniques import apply_techniques, copy_to_decode
 from unmask.train.trainer import Model, Trainer
 
 
@@ -61,9 +61,7 @@ def make_engine(recipe: SftRecipe | RlRecipe, model: Decoder, ranks: Ranks, deco
     device = use_machine(recipe.run)
     precision = pick_precision(recipe.run.precision, device) if recipe.lora.base_bits == 16 else "float32"
     if precision == "bfloat16" or is_sharding(recipe, ranks):
-        model = copy.deepcopy(model).requires_grad_(False)
-        lower_copy(model, precision)
-        model = model.to(device)
+        model = copy_to_decode(model, device, precision)
     return Engine(model, decode=decode, **limits_beside_training(recipe.engine, device))
 
 

@@ -3,9 +3,10 @@ model itself knows nothing of it."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial, wraps
-from typing import TYPE_CHECKING, NamedTuple, TypeGuard, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from unmask.models.layers import Forward
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
+
+Weights = TypeVar("Weights", bound=Backbone)
 
 
 def apply_techniques(
@@ -118,6 +121,16 @@ def lower_copy(model: Backbone, precision: str) -> None:
     tensors = model.state_dict(keep_vars=True)
     for name, dtype in dtypes_of_copy(model, precision).items():
         tensors[name].data = tensors[name].data.to(dtype)
+
+
+def copy_to_decode(model: Weights, device: torch.device, precision: str) -> Weights:
+    """A frozen copy with these dtypes on the device, which is all the memory that it takes."""
+    dtypes = dtypes_of_copy(model, precision)
+    made: dict[int, Any] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        copied = tensor.detach().to(device, dtypes[name], copy=True)
+        made[id(tensor)] = nn.Parameter(copied, requires_grad=False) if isinstance(tensor, nn.Parameter) else copied
+    return copy.deepcopy(model, made)
 
 
 @torch.no_grad()
