@@ -10,15 +10,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.conftest import random_prompts
 from tests.engine.plain import any_model, assert_nothing_left, assert_same, full_attention_model, variety
+from tests.grid import grid
 from unmask.diffusion.generate import generate
 from unmask.diffusion.remasking import STRATEGIES
 from unmask.engine import Engine, runner
 from unmask.types import SamplingParams
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("block_size", [1, 3, 4, 8, 32])
+@grid(3, block_size=[1, 3, 4, 8, 32], temperature=[0.0, 1.0], strategy=STRATEGIES)
 def test_engine_is_generate(model, strategy, temperature, block_size) -> None:
     """Prompt lengths 0 to 2b + 1, stops and limits inside blocks."""
     params = SamplingParams(
@@ -31,9 +30,7 @@ def test_engine_is_generate(model, strategy, temperature, block_size) -> None:
     assert_nothing_left(engine)
 
 
-@pytest.mark.parametrize("family", ["dream", "llada"])
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@grid(2, family=["dream", "llada"], strategy=STRATEGIES, temperature=[0.0, 1.0])
 def test_engine_is_generate_with_full_attention(family, strategy, temperature) -> None:
     """Windows that do not divide the canvas, prompts from nothing on, different lengths in one batch."""
     model, g = full_attention_model(family), random.Random(5)
@@ -101,11 +98,10 @@ def test_long_prompts_in_chunks_beside_decoding(model, max_tokens) -> None:
     assert engine.stats.num_prefill_forwards > 0
 
 
-@pytest.mark.parametrize(("cache", "horizon"), [("prefix", None), ("prefix", 0), ("prefix", 3), ("dual", None)])
-@pytest.mark.parametrize("family", ["dream", "llada"])
-def test_approximate_caches(family, cache, horizon) -> None:
+@grid(2, cache_horizon=[("prefix", None), ("dual", None), ("prefix", 0), ("prefix", 3)], family=["dream", "llada"])
+def test_approximate_caches(family, cache_horizon) -> None:
     """Alone, among others, with hardly any pages: the same. With one step per block they are exact; else they are not."""
-    model, prompts = full_attention_model(family), random_prompts([0, 1, 5, 9, 16, 3, 3, 3])
+    model, prompts, (cache, horizon) = full_attention_model(family), random_prompts([0, 1, 5, 9, 16, 3, 3, 3]), cache_horizon
     exact = SamplingParams(max_new_tokens=21, block_size=6, temperature=1.0, stop_token_ids=(11,))
     params = exact.model_copy(update={"cache": cache, "further_horizon": horizon})
     together = Engine(model).generate(prompts, params)

@@ -84,7 +84,7 @@ def test_numbers_are_uniform_and_independent() -> None:
 
 
 @EVERY
-@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("rate", [0.1, 0.5, pytest.param(0.9, marks=pytest.mark.slow)])
 def test_masks_have_their_rate_in_every_epoch(family, name, rate) -> None:
     """At each position, together, and of two epochs, samples and neighbours at once."""
     n, length = 800, 8

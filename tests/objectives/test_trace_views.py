@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.conftest import random_prompts
+from tests.grid import grid
 from tests.models.rows import opinionated
 from unmask.attention import BACKENDS
 from unmask.diffusion.drawing import draw_logprobs
@@ -122,9 +123,7 @@ def plain_logprobs(model, trace: Trace, shrink: int) -> torch.Tensor:
 FAMILIES = ("sdar", "sdar_moe", "dream", "llada", "mmada")
 
 
-@pytest.mark.parametrize("normalization", ["trace_step", "token", "sequence", "constant"])
-@pytest.mark.parametrize("shrink", [1, 2, 3])
-@pytest.mark.parametrize("family", FAMILIES)
+@grid(4, family=FAMILIES, shrink=[1, 2, 3], normalization=["trace_step", "token", "sequence", "constant"])
 def test_packed_rows_are_the_plain_rows(family, shrink, normalization) -> None:
     """Loss to 1e-6, every gradient to 1e-5 of its largest entry: only the order of float32 sums differs."""
     model = opinionated(family)

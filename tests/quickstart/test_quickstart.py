@@ -15,25 +15,45 @@ from unmask.rl.scoring import RewardPool
 from unmask.train.checkpoint import list_checkpoints
 from unmask.viewer import load_records
 
+pytestmark = pytest.mark.xdist_group("quickstart")  # what several of them need is made once
 SETTINGS = (
     "train.max_steps=2", "eval.every_steps=1", "eval.num_examples=4", "eval.sampling.max_new_tokens=8",
     "optimizer.warmup_steps=0", "checkpoint.every_steps=1", "run.device=cpu", "run.num_threads=1",
 )  # fmt: skip
 
 
-@pytest.fixture
-def small(monkeypatch):
+@pytest.fixture(scope="module")
+def small():
     """A handful of questions, short answers, small batches."""
-    for name, value in (("NUM_QUESTIONS", 6), ("NUM_PLAYED", 3), ("NUM_PASS_QUESTIONS", 2), ("PASS_K", 2)):
-        monkeypatch.setattr(stages, name, value)
-    modes = {name: params.model_copy(update={"max_new_tokens": 8}) for name, params in stages.MODES.items()}
-    monkeypatch.setattr(stages, "MODES", modes)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("NUM_QUESTIONS", 6), ("NUM_PLAYED", 3), ("NUM_PASS_QUESTIONS", 2), ("PASS_K", 2)):
+            patch.setattr(stages, name, value)
+        modes = {name: params.model_copy(update={"max_new_tokens": 8}) for name, params in stages.MODES.items()}
+        patch.setattr(stages, "MODES", modes)
+        yield
 
 
-def test_all_stages_and_the_report(small, tmp_path) -> None:
-    folder = tmp_path / "q"
+@pytest.fixture(scope="module")
+def finished(small, tmp_path_factory):
+    """A whole quickstart: its folder, and what it printed."""
+    folder = tmp_path_factory.mktemp("quickstart") / "q"
     result = unmask("quickstart", "--dir", folder, "--seed", "3", *SETTINGS)
     assert result.returncode == 0, result.stderr
+    return folder, result
+
+
+@pytest.fixture
+def again(finished):
+    """Its folder, in which what was measured is afterwards as it was, and how it goes on."""
+    folder, _ = finished
+    kept = {file: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+    yield folder, ("quickstart", "--dir", folder, "--seed", "3", *SETTINGS)
+    for file, content in kept.items():
+        file.write_bytes(content)
+
+
+def test_all_stages_and_the_report(finished) -> None:
+    folder, result = finished
     assert result.stderr.count("NOT reached within the limit of steps") == 3  # a missed target is said
     assert result.stdout.strip().endswith("report.html")
     results = json.loads((folder / "results.json").read_text())
@@ -56,8 +76,8 @@ def test_all_stages_and_the_report(small, tmp_path) -> None:
     assert "Recipe of 3-rl" in page
 
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("checkpoints/*/*")}
-    again = unmask("quickstart", "--dir", folder, "--seed", "3", *SETTINGS)
-    assert again.returncode == 0, again.stderr
+    repeated = unmask("quickstart", "--dir", folder, "--seed", "3", *SETTINGS)
+    assert repeated.returncode == 0, repeated.stderr
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("checkpoints/*/*")} == before  # nothing is trained twice
 
 
@@ -132,10 +152,9 @@ def test_the_words_follow_from_the_numbers(before, after, beginning) -> None:
     assert _words(measured(*before), measured(*after), ["3-rl"])[-1].endswith("the target of 3-rl.")
 
 
-def test_before_and_after_are_different_checkpoints(small, tmp_path) -> None:
+def test_before_and_after_are_different_checkpoints(again) -> None:
     """Before is stage 2, after is stage 3; a checkpoint that was measured is not measured again, another one is."""
-    folder = tmp_path / "q"
-    assert unmask("quickstart", "--dir", folder, *SETTINGS).returncode == 0
+    folder, words = again
     for when, stage in (("before", "2-sft-sloppy"), ("after", "3-rl")):
         newest = list_checkpoints(folder / stage / "checkpoints")[-1]
         assert json.loads((folder / f"{when}.json").read_text())["manifest"] == json.loads(
@@ -144,12 +163,13 @@ def test_before_and_after_are_different_checkpoints(small, tmp_path) -> None:
     facts = json.loads((folder / "before.json").read_text())
     (folder / "before.json").write_text(json.dumps({**facts, "manifest": {}}))
     (folder / "after.json").write_text(json.dumps({**json.loads((folder / "after.json").read_text()), "kept": True}))
-    assert unmask("quickstart", "--dir", folder, *SETTINGS).returncode == 0
+    assert unmask(*words).returncode == 0
     assert json.loads((folder / "before.json").read_text())["manifest"] == facts["manifest"]
     assert json.loads((folder / "after.json").read_text())["kept"]
 
 
-def test_pass_at_k_is_any(small, tmp_path, monkeypatch) -> None:
+def test_pass_at_k_is_any(again, monkeypatch) -> None:
+    folder, words = again
     rewards = iter([0, 1, 0, 0] * 100)
 
     class FixedRewards(RewardPool):
@@ -159,6 +179,7 @@ def test_pass_at_k_is_any(small, tmp_path, monkeypatch) -> None:
             return future
 
     monkeypatch.setattr(stages, "RewardPool", FixedRewards)
-    assert unmask("quickstart", "--dir", tmp_path / "q", *SETTINGS).returncode == 0
-    results = json.loads((tmp_path / "q" / "results.json").read_text())
+    (folder / "before.json").unlink()  # what was measured
+    assert unmask(*words).returncode == 0
+    results = json.loads((folder / "results.json").read_text())
     assert results["before"]["pass_at_k"] == 0.5  # two questions of two samples each: one right of four

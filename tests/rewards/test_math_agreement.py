@@ -40,17 +40,19 @@ def lines(name: str) -> list[dict]:
     return [json.loads(line) for line in (GRADED / name).read_text(encoding="utf-8").splitlines()]
 
 
-def test_forms_of_answers() -> None:
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
+def test_forms_of_answers(every: int) -> None:
     """Numbers, units, choices, lists, intervals, points, expressions, words: forms of 218 answers, and what is near them."""
     rows = []
     for line in OWN_PAIRS.read_text(encoding="utf-8").splitlines():
         pair = json.loads(line)
         rows += [(f"\\boxed{{{text}}}", pair["gold"], name == "right") for name in ("right", "wrong") for text in pair[name]]
     assert len(rows) > 900
-    _, wrong = agreement(rows)
+    _, wrong = agreement(rows[::every])
     assert not wrong, wrong
 
 
+@pytest.mark.slow
 def test_agreement_with_gsm8k_solutions() -> None:
     rows = []
     for row in lines("gsm8k_example_model_solutions.jsonl"):
@@ -61,6 +63,7 @@ def test_agreement_with_gsm8k_solutions() -> None:
     assert share >= 0.998, wrong
 
 
+@pytest.mark.slow
 def test_agreement_with_graded_mathcoder_answers() -> None:
     rows = []
     for kind in ("correct", "wrong"):

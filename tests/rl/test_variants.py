@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.grid import grid
 from tests.recipes import RL, unmask, write_recipe
 from unmask.metrics import read_metrics
 from unmask.models.checkpoint import load_model
@@ -52,8 +53,7 @@ def run(tmp_path, monkeypatch):
 FAMILIES = ("sdar", "sdar_moe", "dream", "llada", "mmada")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("value", ["false", "true"])
+@grid(2, family=FAMILIES, value=["false", "true"])
 def test_every_family_trains_what_it_sampled(run, family, value) -> None:
     """Sampler and trainer agree (mismatch KL below 1e-8), the first ratio is 1, the loss has a gradient."""
     records = run(f"model.preset={family}/tiny", f"value.enabled={value}", "train.num_minibatches=1")

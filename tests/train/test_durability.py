@@ -6,7 +6,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -20,6 +19,8 @@ from unmask.metrics import read_metrics
 from unmask.train import batches
 from unmask.train.checkpoint import find_damage, list_checkpoints, newest_valid
 from unmask.train.folder import lock_folder
+
+pytestmark = pytest.mark.xdist_group("durability")  # what all of them need is made once
 
 
 def assert_same_end(a: Path, b: Path) -> None:
@@ -70,10 +71,9 @@ def test_the_reference_run_learns_something(reference) -> None:
     assert len([r for r in records if "eval/accuracy" in r]) == 3
 
 
-@pytest.mark.parametrize("kills", [[5.5, 6.0]])
-def test_killed_and_resumed_is_uninterrupted(reference, tmp_path, kills) -> None:
+def test_killed_and_resumed_is_uninterrupted(reference, tmp_path) -> None:
     recipe, run = write_recipe(tmp_path, "rl", RL), tmp_path / "run"
-    kill_and_resume(recipe, run, kills)
+    kill_and_resume(recipe, run, [(4, 0.05)])
     assert_same_end(reference, run)
 
 
@@ -82,18 +82,20 @@ def test_killed_and_resumed_is_uninterrupted(reference, tmp_path, kills) -> None
 def test_killed_at_random_moments(reference, tmp_path, attempt) -> None:
     recipe, run = write_recipe(tmp_path, "rl", RL), tmp_path / "run"
     rng = random.Random(attempt)
-    kill_and_resume(recipe, run, [rng.uniform(0.5, 6.0) for _ in range(3)])
+    kill_and_resume(recipe, run, [(rng.randint(0, 4), rng.uniform(0, 0.5)) for _ in range(3)])
     assert_same_end(reference, run)
 
 
-def kill_and_resume(recipe: Path, run: Path, kills: list[float]) -> None:
-    """SIGKILL after each of these seconds (from the process's start), then a run to the end."""
-    for seconds in kills:
+def kill_and_resume(recipe: Path, run: Path, kills: list[tuple[int, float]]) -> None:
+    """SIGKILL when there are so many records more, and that many seconds later; then a run to the end."""
+    file = run / "metrics.jsonl"
+    for num_more, seconds in kills:
+        wanted = num_more + (num_lines(file) or 0)
         process = start("rl", recipe, f"run.dir={run}", *(["--resume"] if (run / "recipe.toml").exists() else []))
-        try:
-            process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        while process.poll() is None and (num_lines(file) is None or num_lines(file) < wanted):
+            time.sleep(0.02)
+        time.sleep(seconds)
+        process.kill()
         process.communicate()
         if (run / "checkpoints").exists():
             assert all(find_damage(c) is None for c in list_checkpoints(run / "checkpoints"))
@@ -118,10 +120,14 @@ def test_signals_finish_the_step_and_save(reference, tmp_path, name, code) -> No
     assert_same_end(reference, run)
 
 
+def num_lines(file: Path) -> int | None:
+    return len(file.read_bytes().splitlines()) if file.exists() else None
+
+
 def wait_for_lines(file: Path, num: int) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        if file.exists() and len(file.read_bytes().splitlines()) >= num:
+        if (num_lines(file) or 0) >= num:
             return
         time.sleep(0.02)
     raise AssertionError(f"{file} never had {num} lines")

@@ -9,6 +9,7 @@ import torch
 
 from tests.conftest import make_model
 from tests.engine.plain import full_attention_model
+from tests.grid import grid
 from tests.recipes import SFT, unmask, write_recipe
 from unmask.attention import DenseAttention
 from unmask.config import Plugin
@@ -31,8 +32,7 @@ OBJECTIVES = {
 }
 
 
-@pytest.mark.parametrize("family", ["sdar", "sdar_moe", "dream", "llada", "mmada"])
-@pytest.mark.parametrize("name", OBJECTIVES)
+@grid(3, family=["sdar", "sdar_moe", "dream", "llada", "mmada"], name=OBJECTIVES)
 def test_every_objective_trains_every_family(family, name, tmp_path) -> None:
     words = [f"model.preset={family}/tiny", f"objective.name={name}", *OBJECTIVES[name], "eval.every_steps=0", "run.seed=1"]
     words += ["train.max_steps=8", "train.batch_size=16"]
