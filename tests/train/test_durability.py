@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -103,7 +104,7 @@ def kill_and_resume(recipe: Path, run: Path, kills: list[tuple[int, float]]) -> 
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+@pytest.mark.parametrize(("name", "code"), [pytest.param("SIGINT", 130, marks=pytest.mark.slow), ("SIGTERM", 143)])
 def test_signals_finish_the_step_and_save(reference, tmp_path, name, code) -> None:
     recipe, run = write_recipe(tmp_path, "rl", RL), tmp_path / "run"
     process = start("rl", recipe, f"run.dir={run}")
@@ -133,12 +134,21 @@ def wait_for_lines(file: Path, num: int) -> None:
     raise AssertionError(f"{file} never had {num} lines")
 
 
-@pytest.fixture
-def half_done(tmp_path) -> tuple[Path, Path]:
+@pytest.fixture(scope="module")
+def half(tmp_path_factory) -> tuple[Path, Path]:
     """An SFT run that stopped after 4 of 6 steps."""
-    recipe = write_recipe(tmp_path, "sft", SFT)
-    result = unmask("sft", recipe, f"run.dir={tmp_path / 'run'}", "train.max_steps=4")
+    folder = tmp_path_factory.mktemp("half")
+    recipe = write_recipe(folder, "sft", SFT)
+    result = unmask("sft", recipe, f"run.dir={folder / 'run'}", "train.max_steps=4")
     assert result.returncode == 0, result.stderr
+    return recipe, folder / "run"
+
+
+@pytest.fixture
+def half_done(half, tmp_path) -> tuple[Path, Path]:
+    """A copy of it."""
+    recipe, run = half
+    shutil.copytree(run, tmp_path / "run", symlinks=True)
     return recipe, tmp_path / "run"
 
 
