@@ -179,33 +179,3 @@ def test_mistakes_are_one_line_and_exit_2(case, trained, tmp_path, monkeypatch) 
 
 def test_cases_are_all_listed(trained, tmp_path) -> None:
     assert set(bad(tmp_path, trained)) == set(CASES)
-
-
-@pytest.fixture
-def tiny_disk(tmp_path):
-    """A file system of 3 MB (a checkpoint takes 5)."""
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(mount)]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small tmpfs needs root")
-    yield mount
-    subprocess.run(["umount", "-l", str(mount)], check=True)
-
-
-def test_disk_full_while_saving(tiny_disk, tmp_path) -> None:
-    result = unmask("sft", write_recipe(tmp_path, "sft", SFT), f"run.dir={tiny_disk / 'run'}")
-    assert result.returncode == 2
-    assert result.stderr.splitlines()[-1].startswith("error: ")
-    assert "step-00000002: the disk is full" in result.stderr
-    assert "Traceback" not in result.stderr
-    assert list((tiny_disk / "run" / "checkpoints").iterdir()) == []  # not even a temporary folder
-
-
-def test_disk_full_while_logging(tiny_disk, tmp_path) -> None:
-    filler = tiny_disk / "filler"
-    with open(filler, "wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
-        all(file.write(b"x" * 4096) for _ in range(2000))
-    result = unmask("sft", write_recipe(tmp_path, "sft", SFT), f"run.dir={tiny_disk / 'run'}")
-    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
-    assert "the disk is full" in result.stderr

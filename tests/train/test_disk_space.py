@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.cli.test_cli import tiny_disk  # noqa: F401
 from tests.recipes import RL, SFT, unmask, write_recipe
 from tests.train.test_durability import assert_same_end
 from unmask import metrics
@@ -105,7 +105,37 @@ def test_a_record_that_does_not_fit_leaves_no_half_of_it(tmp_path, monkeypatch, 
     assert_same_end(uninterrupted(tmp_path), folder)
 
 
-def test_on_a_disk_that_is_full_indeed(tiny_disk, tmp_path) -> None:  # noqa: F811
+@pytest.fixture
+def tiny_disk(tmp_path):
+    """A file system of 3 MB (a checkpoint takes 5)."""
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(mount)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+    yield mount
+    subprocess.run(["umount", "-l", str(mount)], check=True)
+
+
+def test_disk_full_while_saving(tiny_disk, tmp_path) -> None:
+    result = unmask("sft", write_recipe(tmp_path, "sft", SFT), f"run.dir={tiny_disk / 'run'}")
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith("error: ")
+    assert "step-00000002: the disk is full" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert list((tiny_disk / "run" / "checkpoints").iterdir()) == []  # not even a temporary folder
+
+
+def test_disk_full_while_logging(tiny_disk, tmp_path) -> None:
+    filler = tiny_disk / "filler"
+    with open(filler, "wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+        all(file.write(b"x" * 4096) for _ in range(2000))
+    result = unmask("sft", write_recipe(tmp_path, "sft", SFT), f"run.dir={tiny_disk / 'run'}")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "the disk is full" in result.stderr
+
+
+def test_on_a_disk_that_is_full_indeed(tiny_disk, tmp_path) -> None:
     """With room for one checkpoint: the second one is not begun, a resumption says so, and goes on when there is room."""
     size = ["mount", "-o", "remount,size=7m", str(tiny_disk)]
     assert os.spawnvp(os.P_WAIT, size[0], size) == 0
