@@ -7,10 +7,12 @@ packs of rows that are forwarded. What ranks have computed is put together in th
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import torch
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 
 TIMEOUT = timedelta(minutes=30)  # of one collective: the longest that ranks may be apart
-BUCKET_BYTES = 2**26  # of tensors that are summed together; so much memory more is taken
+BUCKET_BYTES = 2**26  # of tensors that are summed together, through a copy; larger ones are summed where they are
 
 
 class Ranks:
@@ -63,9 +65,12 @@ class Ranks:
         if self.size == 1:
             return
         for bucket in _buckets(tensors):
-            flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+            is_one = len(bucket) == 1 and bucket[0].is_contiguous()
+            flat = bucket[0] if is_one else torch.cat([tensor.reshape(-1) for tensor in bucket])
             with self._waiting(flat.device):
                 dist.all_reduce(flat)
+            if is_one:
+                continue
             for tensor, part in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
                 tensor.copy_(part.view_as(tensor))
 
@@ -104,15 +109,15 @@ class Ranks:
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Neighbours that are not much more than `BUCKET_BYTES` together."""
+    """Neighbours that are at most `BUCKET_BYTES` together, or one that is more."""
     bucket: list[Tensor] = []
     size = 0
     for tensor in tensors:
-        bucket.append(tensor)
-        size += tensor.nbytes
-        if size >= BUCKET_BYTES:
+        if bucket and size + tensor.nbytes > BUCKET_BYTES:
             yield bucket
             bucket, size = [], 0
+        bucket.append(tensor)
+        size += tensor.nbytes
     if bucket:
         yield bucket
 
@@ -161,6 +166,20 @@ def is_one_of_several() -> bool:
 def own_rank() -> int:
     """Which of all processes this one is."""
     return int(os.environ.get("RANK", "0"))
+
+
+def launcher() -> str:
+    """Who started this process (torchrun, or `--nproc`): the same again when that starts it anew, and nobody else. Empty for a
+    process that was not started so."""
+    run_id = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    if not run_id:
+        return ""
+    parent = os.getppid()
+    try:
+        started = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:  # not on Linux
+        started = ""
+    return f"{run_id} {socket.gethostname()} {parent} {started}"
 
 
 def local_rank() -> int:

@@ -62,7 +62,8 @@ def replace_link(path: Path, target: str) -> None:
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
     """Yields a temporary path; when the block ends without an error the file is synced and renamed to `path`."""
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    # Processes of other machines may have the same number.
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

@@ -154,7 +154,7 @@ def test_an_actor_has_the_adapters(use_dora) -> None:
 
 def test_an_actor_in_bfloat16_has_half_the_bytes() -> None:
     """Its layers and head, as the engine of a rank has them: bit for bit what that decodes."""
-    model = make_model()
+    model = make_model(tie_word_embeddings=False)
     wanted_model = copy_to_decode(model, model.device, "bfloat16")
     assert not any(parameter.requires_grad for parameter in wanted_model.parameters())
     actor = RolloutActor()
@@ -310,15 +310,22 @@ def test_mistakes_and_deaths_without_end_are_errors(fleet, monkeypatch) -> None:
 
 
 def test_room_for_actors() -> None:
-    """A cluster of the run's own has it for all; elsewhere machines may join."""
-    cpu, there = torch.device("cpu"), {"CPU": 7.0, "GPU": 2.0}
-    assert num_with_room(FleetConfig(num_actors=7), cpu, there) == 7
-    with pytest.raises(UnmaskError, match="8 actors with 1 CPUs each need 8, there are 7"):
-        num_with_room(FleetConfig(num_actors=8), cpu, there)
-    assert num_with_room(FleetConfig(num_actors=8, address="auto"), cpu, there) == 7
-    assert num_with_room(FleetConfig(num_actors=8, num_gpus_per_actor=0.5, address="auto"), cpu, there) == 4
-    with pytest.raises(UnmaskError, match=r"^fleet\.address auto: an actor takes 3 GPUs, that cluster has 2$"):
-        num_with_room(FleetConfig(num_actors=8, num_gpus_per_actor=3, address="auto"), cpu, there)
+    """A cluster of the run's own has it for all; elsewhere machines may join. An actor is on one machine."""
+    cpu, there = torch.device("cpu"), [{"CPU": 3.0, "GPU": 2.0}, {"CPU": 4.0}]
+    assert num_with_room(FleetConfig(num_actors=2), cpu, there[:1]) == 2
+    with pytest.raises(UnmaskError, match="8 actors with 1 CPUs each need 8, there are 3"):
+        num_with_room(FleetConfig(num_actors=8), cpu, there[:1])
+
+    def at_address(num_gpus: float, num_cpus: int = 1) -> int:
+        config = FleetConfig(num_actors=8, num_gpus_per_actor=num_gpus, num_cpus_per_actor=num_cpus, address="auto")
+        return num_with_room(config, cpu, there)
+
+    assert [at_address(0), at_address(0, 2), at_address(0.5), at_address(0.6), at_address(0.1)] == [7, 3, 3, 3, 3]
+    assert at_address(1) == 2
+    with pytest.raises(UnmaskError, match=r"^fleet\.address auto: an actor takes 3 GPUs, no machine there has more than 2$"):
+        at_address(3)
+    with pytest.raises(UnmaskError, match="no machine there has both"):
+        at_address(1, 4)
 
 
 # Whole runs.
@@ -345,8 +352,8 @@ class LocalFleet(Fleet):
 WORDS = ("train.max_steps=6", "eval.every_steps=3", "run.num_threads=1", "fleet.num_actors=2")
 
 
-def assert_equal_runs(a: Path, b: Path) -> None:
-    one, two = read_metrics(a), read_metrics(b)
+def assert_equal_runs(a: Path, b: Path, num_records: int | None = None) -> None:
+    one, two = (read_metrics(run)[:num_records] for run in (a, b))
     assert [record.keys() for record in one] == [record.keys() for record in two]
     assert any(record.get("num_updates") for record in one)
     for x, y in zip(one, two, strict=True):

@@ -20,6 +20,8 @@ from unmask.metrics import read_metrics
 
 pytestmark = pytest.mark.slow
 WORDS = ("train.max_steps=80", "eval.every_steps=10", "run.num_threads=1", "fleet.num_actors=2", "reward.options.num_workers=1")
+# Rounding differs between who decodes and who trains; after some 60 steps the first token is another one for it.
+NUM_EQUAL = 20
 OPTIONS = "options = { wrong_reward = 0.5, is_cut_wrong = false }\n"  # of the reward that stands there
 REWARD = "def f(rollout, example):\n    return len(rollout.trace.response_ids) % 3 / 2, example.id"
 
@@ -84,7 +86,7 @@ def quiet(tmp_path_factory) -> Path:
 
 
 def test_it_is_the_run_without_actors(quiet, tmp_path) -> None:
-    assert_equal_runs(run(tmp_path, "plain", "fleet.num_actors=0")[0], quiet)
+    assert_equal_runs(run(tmp_path, "plain", "fleet.num_actors=0", "train.max_steps=20")[0], quiet, NUM_EQUAL)
 
 
 @pytest.mark.parametrize("transfer", ["object_store", "collective"])
@@ -95,11 +97,19 @@ def test_deaths_change_nothing_but_the_time(quiet, tmp_path, transfer) -> None:
     assert_same_end(quiet, folder)
 
 
-@pytest.mark.parametrize(("name", "every_s"), [("ray::RolloutActor", 10.0), ("unmask.rewards.worker", 3.0)])
-def test_twenty_deaths_at_random_moments(quiet, tmp_path, name, every_s) -> None:
-    folder, killed = run(tmp_path, "run", names=(name,), every_s=every_s, most=20)
+LONG = "train.max_steps=400"
+
+
+@pytest.fixture(scope="module")
+def long_and_quiet(tmp_path_factory) -> Path:
+    return run(tmp_path_factory.mktemp("long"), "run", LONG)[0]
+
+
+@pytest.mark.parametrize(("name", "every_s"), [("ray::RolloutActor", 9.0), ("unmask.rewards.worker", 4.0)])
+def test_twenty_deaths_at_random_moments(long_and_quiet, tmp_path, name, every_s) -> None:
+    folder, killed = run(tmp_path, "run", LONG, names=(name,), every_s=every_s, most=20)
     assert len(killed) == 20
-    assert_same_end(quiet, folder)
+    assert_same_end(long_and_quiet, folder)
 
 
 def test_ahead_killed_and_resumed(tmp_path) -> None:
@@ -116,7 +126,7 @@ def test_ahead_killed_and_resumed(tmp_path) -> None:
         below = descendants(process.pid, "ray")
         process.kill()
         process.communicate()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120  # actors go at once; agents of Ray's own look each minute whether it is there
         while any(Path(f"/proc/{pid}").exists() for pid in below):
             assert time.monotonic() < deadline, "Ray goes on without the run"
             time.sleep(0.5)
@@ -125,6 +135,6 @@ def test_ahead_killed_and_resumed(tmp_path) -> None:
 
 
 def test_two_ranks_with_actors_are_one_without(tmp_path) -> None:
-    alone, _ = run(tmp_path, "alone", "fleet.num_actors=0")
-    ranks, _ = run(tmp_path, "ranks", "--nproc", "2")
-    assert_equal_runs(alone, ranks)
+    alone, _ = run(tmp_path, "alone", "fleet.num_actors=0", "train.max_steps=20")
+    ranks, _ = run(tmp_path, "ranks", "--nproc", "2", "train.max_steps=20")
+    assert_equal_runs(alone, ranks, NUM_EQUAL)

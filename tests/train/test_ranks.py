@@ -160,10 +160,13 @@ def settings_of(name: str, run: Path) -> list[str]:
 class Started:
     """`unmask sft --nproc 2`, in a group of processes of its own."""
 
-    def __init__(self, recipe: Path, run: Path, *words: str, name: str = "sft", env: dict[str, str] | None = None):
-        command = [sys.executable, "-m", "unmask", name.split("-")[0], str(recipe), *settings_of(name, run), "--nproc", "2"]
+    def __init__(
+        self, recipe: Path, run: Path, *words: str, name: str = "sft", env: dict[str, str] | None = None,
+        command: list[str] | None = None,
+    ):  # fmt: skip
+        unmask = [sys.executable, "-m", "unmask", name.split("-")[0], str(recipe), *settings_of(name, run), "--nproc", "2"]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        self.process = subprocess.Popen([*command, *words], text=True, env={**os.environ, **(env or {})}, **pipes)
+        self.process = subprocess.Popen(command or [*unmask, *words], text=True, env={**os.environ, **(env or {})}, **pipes)
 
     def ranks(self) -> list[int]:
         """Their process ids, in the order of the ranks."""
@@ -205,11 +208,14 @@ def test_a_rank_that_dies_ends_all_and_the_run_goes_on_as_if_it_had_not(runs, tm
     """Its launcher starts all again, as often as is said; then it is resumed."""
     recipe, run = runs[1] / "sft.toml", tmp_path / "run"
     started, killed = Started(recipe, run, "--max-restarts", "1"), []
-    for num_lines in (2, 6):
-        killed.append(started.kill(1, run / "metrics.jsonl", num_lines))
+    for rank, num_lines in ((0, 2), (1, 6)):
+        killed.append(started.kill(rank, run / "metrics.jsonl", num_lines))
     code, _, err = started.end()
     assert code == 128 + signal.SIGKILL
-    wanted = [f"error: rank 1 (process {ranks[1]}) failed, and all ranks were ended: was ended by signal 9" for ranks in killed]
+    wanted = [
+        f"error: rank {rank} (process {ranks[rank]}) failed, and all ranks were ended: was ended by signal 9"
+        for rank, ranks in enumerate(killed)
+    ]
     again = "all ranks start again (--max-restarts: 0 left)"
     assert [line for line in err.splitlines() if not line.startswith(("resuming", str(run)))] == [wanted[0], again, wanted[1]]
     assert not any(Path(f"/proc/{pid}").exists() for ranks in killed for pid in ranks)
@@ -252,9 +258,9 @@ def test_ranks_start_again_with_smaller_packs(runs, tmp_path) -> None:
     code, out, err = Started(runs[1] / "sft.toml", run, env={"PYTHONPATH": str(tmp_path)}).end()
     assert code == 0, err
     assert (
-        "model: out of memory with packs of 64 tokens, on ranks that share the weights; from the last checkpoint, the run goes "
-        "on with packs of 32 (--resume)"
+        "model: out of memory with packs of 64 tokens, on ranks that share the weights; --resume goes on with packs of 32"
     ) in err.splitlines()
+    assert f"model: packs of 32 tokens, since memory was short ({run / 'max-tokens.json'})" in err.splitlines()
     assert "resuming after step" in err
     assert json.loads((run / "max-tokens.json").read_text()) == {"recipe": 64, "model": 32}
     assert f"did all its steps after step {NUM_STEPS['sft']}" in out
@@ -305,6 +311,25 @@ def test_killed_at_random_moments(runs, tmp_path, attempt) -> None:
     a, b = (list_checkpoints(folder / "checkpoints")[-1] for folder in (run, runs[1] / "rl-sharded"))
     for name in ("model.safetensors", "value_model/model.safetensors", "optimizer/__0_0.distcp", "optimizer/__1_0.distcp"):
         assert (a / name).read_bytes() == (b / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_torchrun_starts_again(runs, tmp_path) -> None:
+    """Its ranks go on with what they began, and only with that."""
+    recipe, run = runs[1] / "sft.toml", tmp_path / "run"
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1", "-m", "unmask", "sft"]
+    command = [sys.executable, *words, str(recipe), *settings_of("sft", run)]
+    started = Started(recipe, run, command=command)
+    started.kill(0, run / "metrics.jsonl", 4)
+    code, out, err = started.end()
+    assert code == 0, err
+    assert f"did all its steps after step {NUM_STEPS['sft']}" in out
+    assert (run / "metrics.jsonl").read_bytes() == (runs[1] / "sft" / "metrics.jsonl").read_bytes()
+    before = (run / "metrics.jsonl").stat().st_mtime_ns
+    code, _, err = Started(recipe, run, command=command).end()  # is refused, and refused again
+    assert code == 1
+    assert "is not empty; continue that run with --resume" in err
+    assert (run / "metrics.jsonl").stat().st_mtime_ns == before
 
 
 @pytest.mark.slow

@@ -15,11 +15,6 @@ def split_words(words: list[str]) -> tuple[list[Path], list[str]]:
     return files, overrides
 
 
-def has_begun(folder: str) -> bool:
-    """Whether a run has, in this folder: `--resume` goes on with it, maybe from the beginning."""
-    return (Path(folder) / "recipe.toml").is_file()
-
-
 def train(kind: str, words: list[str], resume: bool, dry_run: bool, num_processes: int = 1, max_restarts: int = 0) -> int:
     """Runs a recipe, in several processes if there are to be more than one; returns the exit code (0, or 128 + the signal's
     number when interrupted). max_restarts: of several processes, after one has failed."""
@@ -30,7 +25,7 @@ def train(kind: str, words: list[str], resume: bool, dry_run: bool, num_processe
         raise UnmaskError("--max-restarts is of several processes; give --nproc, too (torchrun has an option of that name)")
     if resume and not recipe.run.dir:
         raise UnmaskError("--resume needs run.dir (run.dir=FOLDER)")
-    from unmask.cli.several import is_restarted, run_several
+    from unmask.cli.several import is_started_again, run_several
     from unmask.dist import own_rank
     from unmask.launch import default_folder, resolve, start
 
@@ -39,15 +34,16 @@ def train(kind: str, words: list[str], resume: bool, dry_run: bool, num_processe
         return 0
     if num_processes > 1:
         resolve(recipe)  # what is wrong with it is found before anything is started
-        folder = recipe.run.dir or default_folder(kind)
-        arguments = [kind, *words, f"run.dir={folder}", *(["--resume"] if resume else [])]
-        return run_several(num_processes, arguments, max_restarts, resumes=lambda: has_begun(folder))
-    outcome = start(recipe, resume=resume or (is_restarted() and has_begun(recipe.run.dir)))
+        folder = [] if recipe.run.dir else [f"run.dir={default_folder(kind)}"]
+        return run_several(num_processes, [kind, *words, *folder, *(["--resume"] if resume else [])], max_restarts)
+    outcome = start(recipe, resume=resume)
+    # To torchrun, which would start the ranks again, an end that was asked for is none.
+    exit_code = 0 if is_started_again() else outcome.exit_code
     if own_rank() > 0:
-        return outcome.exit_code
+        return exit_code
     if outcome.reason == "interrupted":
         print(f"{outcome.signal_name}: stopped after step {outcome.num_steps}, saved; continue with --resume")
-        return outcome.exit_code
+        return exit_code
     if outcome.reason == "max_hours":
         print(f"train.max_hours: stopped after step {outcome.num_steps}, saved; continue with --resume")
         return 0

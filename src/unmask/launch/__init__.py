@@ -19,11 +19,11 @@ from unmask.data.row_source import RowSource
 from unmask.data.sources import SOURCES, Source, open_source
 from unmask.data.traces import TraceSource
 from unmask.diffusion.remasking import get_strategy
-from unmask.dist import joined_ranks
+from unmask.dist import joined_ranks, launcher
 from unmask.errors import UnmaskError
 from unmask.launch.machine import find_model_folder, pick_device, pick_precision, use_machine
 from unmask.launch.measures import joined, make_evaluator, make_loss_meter, measured_metrics
-from unmask.launch.origins import adapter_base, keep_beginning, pin_data, pin_folders
+from unmask.launch.origins import adapter_base, is_begun_by, keep_beginning, pin_data, pin_folders
 from unmask.launch.parts import (
     add_adapters,
     is_sharding,
@@ -122,7 +122,8 @@ def start(recipe: SftRecipe | RlRecipe, *, resume: bool = False, title: str = ""
     device = use_machine(recipe.run)
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         ranks = stack.enter_context(joined_ranks(device))
-        resume = ranks.of_first(resume)  # others may have looked when the first had already begun
+        launchers = ranks.gather(launcher())
+        resume = ranks.of_first(resume or (ranks.is_first and is_begun_by(folder, launchers)))
         log = stack.enter_context(rank_log())
         if ranks.size > 1 and not recipe.run.dir:
             raise UnmaskError("run.dir is missing: several processes need the name of the folder they share")
@@ -165,7 +166,7 @@ def start(recipe: SftRecipe | RlRecipe, *, resume: bool = False, title: str = ""
                     measures.append(make_loss_meter(recipe, trainer, tokenizer))
             run = Run(folder, recipe, trainer, tokenizer_from, joined(measures), log, resume=resume, title=title)
             if ranks.is_first:
-                keep_beginning(folder, origins, Path(scratch), resume)
+                keep_beginning(folder, origins, launchers, Path(scratch), resume)
             return train_sft(recipe, run, source, tokenizer, sft_stages)
         assert engine is not None  # RL decodes
         first, *_ = examples = [source[i] for i in indices_to_check(source)]
@@ -182,7 +183,7 @@ def start(recipe: SftRecipe | RlRecipe, *, resume: bool = False, title: str = ""
             value_trainer=critic.trainer if critic else None,
         )  # fmt: skip
         if ranks.is_first:
-            keep_beginning(folder, origins, Path(scratch), resume)
+            keep_beginning(folder, origins, launchers, Path(scratch), resume)
         if fleet is not None:
             fleet.say = run.say
         return train_rl(recipe, run, engine, source, tokenizer, stages, rewards, critic, reference, fleet)

@@ -19,7 +19,16 @@ from unmask.models.checkpoint import save_model
 from unmask.models.hub import resolve_folder
 
 ORIGINS = "origins.json"  # in a run folder: the folders that the models' paths meant when it began, and hashes of its data
+LAUNCHERS = ".launchers.json"  # in a run folder: who started the ranks that were last in it
 BASE = "base"  # in a run folder: the preset's model that adapters are trained for
+
+
+def is_begun_by(folder: Path, launchers: list[str]) -> bool:
+    """Whether the run in this folder was begun, or resumed, by one of these, which then has started its ranks again."""
+    try:
+        return not set(json.loads((folder / LAUNCHERS).read_text(encoding="utf-8"))).isdisjoint(filter(None, launchers))
+    except (OSError, ValueError, TypeError):  # not there, or not what was written
+        return False
 
 
 def pin_folders(recipe: SftRecipe | RlRecipe, folder: Path, resume: bool) -> tuple[SftRecipe | RlRecipe, dict[str, str]]:
@@ -71,9 +80,10 @@ def adapter_base(recipe: SftRecipe | RlRecipe, pinned: SftRecipe | RlRecipe, mod
     return f"../../{BASE}"
 
 
-def keep_beginning(folder: Path, origins: dict[str, str], scratch: Path, resume: bool) -> None:
-    """What the run has to find again when it goes on: the folders of its models, the model of its adapters. What a run that
-    ended before its first step left there is replaced."""
+def keep_beginning(folder: Path, origins: dict[str, str], launchers: list[str], scratch: Path, resume: bool) -> None:
+    """What the run has to find again when it goes on: the folders of its models, the model of its adapters, who began it. What
+    a run that ended before its first step left there is replaced."""
+    write_text(folder / LAUNCHERS, json.dumps(launchers) + "\n")
     write_text(folder / ORIGINS, json.dumps(origins, indent=2) + "\n")
     if (scratch / BASE).exists() and not (resume and (folder / BASE).exists()):
         with new_folder(folder / BASE) as temporary:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import socket
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,24 +30,38 @@ def check_fleet(config: FleetConfig, device: torch.device) -> None:
     if config.address.startswith("ray://"):
         raise UnmaskError(f"fleet.address {config.address!r} is a Ray client's; give auto, or HOST:PORT of the head")
     if not config.address:
-        num_with_room(config, device, {"GPU": float(torch.cuda.device_count()), "CPU": float("inf")})
+        num_with_room(config, device, [{"GPU": float(torch.cuda.device_count()), "CPU": math.inf}])
 
 
-def num_with_room(config: FleetConfig, device: torch.device, there: dict[str, float]) -> int:
-    """How many of the actors find what they need. Raises `UnmaskError` where none does, and where one does not and nothing can
-    join: in a cluster of the run's own."""
-    room = float(config.num_actors)
-    for name, each in (("GPU", num_gpus(config, device)), ("CPU", config.num_cpus_per_actor)):
-        found = there.get(name, 0.0)
-        room = min(room, found / each if each else room)
-        if config.address and room < 1:
-            raise UnmaskError(f"fleet.address {config.address}: an actor takes {each:g} {name}s, that cluster has {found:g}")
-        if not config.address and room < config.num_actors:
+def num_with_room(config: FleetConfig, device: torch.device, machines: Sequence[dict[str, float]]) -> int:
+    """How many of the actors find what they need on these machines, if nobody else is there. Raises `UnmaskError` where none
+    does, and where one does not and nothing can join: in a cluster of the run's own."""
+    needs = {"GPU": num_gpus(config, device), "CPU": float(config.num_cpus_per_actor)}
+    room = sum(min(_times(there.get(name, 0.0), each) for name, each in needs.items() if each) for there in machines)
+    if room >= (1 if config.address else config.num_actors):
+        return min(room, config.num_actors)
+    for name, each in needs.items():
+        found = max([there.get(name, 0.0) for there in machines], default=0.0)
+        if config.address and found < each:
+            raise UnmaskError(
+                f"fleet.address {config.address}: an actor takes {each:g} {name}s, no machine there has more than {found:g}"
+            )
+        if not config.address and _times(found, each) < config.num_actors:
             raise UnmaskError(
                 f"fleet.num_actors: {config.num_actors} actors with {each:g} {name}s each need {config.num_actors * each:g}, "
                 f"there are {found:g}"
             )
-    return int(room)
+    raise UnmaskError(f"fleet.address {config.address}: no machine there has both the GPUs and the CPUs that an actor takes")
+
+
+def _times(there: float, each: float) -> int:
+    """How often there is that much. Ray counts in 10,000ths."""
+    return int((there + 5e-5) / each) if each and math.isfinite(there) else sys.maxsize
+
+
+def machines_of(ray: Any) -> list[dict[str, float]]:
+    """What each machine of the cluster has, in use or not."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def start_ray(config: FleetConfig, device: torch.device) -> tuple[Any, bool]:
@@ -60,7 +77,7 @@ def start_ray(config: FleetConfig, device: torch.device) -> tuple[Any, bool]:
     # Ray prints the death of every worker to stdout, which is ours. A private name: without it the lines are printed.
     noise.print_to_stdstream = lambda *args, **kwargs: None
     if ray.is_initialized():
-        num_with_room(config, device, ray.cluster_resources())
+        num_with_room(config, device, machines_of(ray))
         return ray, False
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "CRITICAL"}
     if not config.address:
@@ -80,7 +97,7 @@ def start_ray(config: FleetConfig, device: torch.device) -> tuple[Any, bool]:
         if visible is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = visible
     try:
-        num_with_room(config, device, ray.cluster_resources())
+        num_with_room(config, device, machines_of(ray))
     except UnmaskError:
         ray.shutdown()
         raise

@@ -14,7 +14,7 @@ from unmask.engine.request import RequestOutput
 from unmask.errors import UnmaskError
 from unmask.models import Decoder
 from unmask.rl.actor import ActorPlan, RolloutActor
-from unmask.rl.cluster import num_gpus, num_with_room, start_ray
+from unmask.rl.cluster import machines_of, num_gpus, num_with_room, start_ray
 from unmask.rl.member import Member
 from unmask.rl.sending import WeightSender
 from unmask.types import SamplingParams, Trace
@@ -55,7 +55,7 @@ class Fleet:
         if self.ranks.is_first:
             self._ray, self._owns_ray = start_ray(self.config, self.model.device)
             self.sender.ray, self._plan = self._ray, self._ray.put(self.plan)
-            num = num_with_room(self.config, self.model.device, self._ray.cluster_resources())
+            num = num_with_room(self.config, self.model.device, machines_of(self._ray))
             if num < self.config.num_actors:
                 self._note = f"fleet: {num} of {self.config.num_actors} actors have room in the cluster; others wait for it"
             self._members = [self._new_member() for _ in range(self.config.num_actors)]
@@ -173,7 +173,10 @@ class Fleet:
         """Replaces actors without news for too long; their tasks. Raises `UnmaskError` where there is none at all."""
         now, limit = time.monotonic(), self.config.timeout_s
         if not any(member.is_ready for member in self._members) and now - self._alive_at > limit:
-            raise UnmaskError(f"fleet: no rollout actor was ready within {limit:g} seconds (fleet.timeout_s)")
+            raise UnmaskError(
+                f"fleet: no rollout actor was ready within {limit:g} seconds (fleet.timeout_s): none started, or others have "
+                "taken the GPUs and CPUs of the cluster"
+            )
         tasks = []
         for member in [m for m in self._members if m.task and now - m.heard_at > limit]:
             tasks.append(member.task)

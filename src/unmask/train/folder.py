@@ -31,8 +31,11 @@ _MAY_CHANGE = (
 )  # fmt: skip
 
 LOCK = ".lock"
+PACKS = "max-tokens.json"  # see memory.py
 BEST = "best"  # link to the best checkpoint, of a run that keeps one
-_WRITTEN_AT_START = ("base", "logs", "recipe.toml", "versions.json", "origins.json", "metrics.jsonl", "timings.jsonl")
+_WRITTEN_AT_START = (
+    "base", "logs", "recipe.toml", "versions.json", "origins.json", ".launchers.json", "metrics.jsonl", "timings.jsonl", PACKS
+)  # fmt: skip
 
 
 def lock_folder(folder: Path, resume: bool) -> int:
@@ -75,6 +78,8 @@ def prepare_folder(folder: Path, recipe: SftRecipe | RlRecipe, resume: bool) -> 
     places = folder, folder / "checkpoints", folder / "profiles"
     for leftover in (path for place in places for path in place.glob(".*.tmp-*")):
         shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink()
+    if not resume:
+        (folder / PACKS).unlink(missing_ok=True)
     if resume and not file.exists():
         raise UnmaskError(f"{folder}: nothing to resume here (no recipe.toml)")
     if resume:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,6 +14,7 @@ from unmask.dist import Ranks
 from unmask.errors import TryAgainError, UnmaskError
 from unmask.files import write_text
 from unmask.objectives.rows import TrainRow, fit_rows
+from unmask.train.folder import PACKS
 
 if TYPE_CHECKING:
     from unmask.train.trainer import Trainer
@@ -56,7 +56,7 @@ def within_memory(trainer: Trainer[Any], rows: Sequence[TrainRow], work: Callabl
                 trainer.keep_max_tokens(num)
                 raise TryAgainError(
                     f"{trainer.model_name}: out of memory with packs of {trainer.max_tokens} tokens, on ranks that share the "
-                    f"weights; from the last checkpoint, the run goes on with packs of {num} (--resume)"
+                    f"weights; --resume goes on with packs of {num}"
                 ) from None
         # Here, and no sooner, the frames of the error are gone, and the tensors that they held.
         if not _of_any_rank(trainer, is_short=not results):
@@ -96,19 +96,24 @@ class PackSizes:
     hold for a resumption, too, unless its recipe has another `train.max_tokens_per_micro_batch`."""
 
     def __init__(self, folder: Path, of_recipe: int):
-        self.file, self.of_recipe = folder / "max-tokens.json", of_recipe
+        self.file, self.of_recipe = folder / PACKS, of_recipe
 
     def _read(self) -> dict[str, int]:
-        with suppress(OSError, ValueError):
-            found: Mapping[str, int] = json.loads(self.file.read_text(encoding="utf-8"))
-            if found.get("recipe") == self.of_recipe:
-                return {name: int(num) for name, num in found.items() if name != "recipe"}
-        return {}
+        try:
+            found = json.loads(self.file.read_text(encoding="utf-8"))
+            sizes = {str(name): int(num) for name, num in found.items()}
+        except (OSError, ValueError, TypeError, AttributeError):  # not there, or not what was written
+            return {}
+        if sizes.pop("recipe", 0) != self.of_recipe:
+            return {}
+        return {name: num for name, num in sizes.items() if 0 < num < self.of_recipe}
 
-    def restore(self, trainers: Iterable[Trainer[Any]], ranks: Ranks) -> None:
+    def restore(self, trainers: Iterable[Trainer[Any]], ranks: Ranks) -> list[str]:
+        """What the user is told of it."""
         sizes = ranks.of_first(self._read())
         for trainer in trainers:
             trainer.max_tokens = sizes.get(trainer.model_name, trainer.max_tokens)
+        return [f"{name}: packs of {num} tokens, since memory was short ({self.file})" for name, num in sizes.items()]
 
     def keep(self, name: str, max_tokens: int) -> None:
         write_text(self.file, json.dumps({"recipe": self.of_recipe, **self._read(), name: max_tokens}) + "\n")

@@ -133,13 +133,13 @@ class Run:
         checkpoint, notes = self.ranks.of_first(
             newest_valid(self.folder / "checkpoints") if self.ranks.is_first else (None, [])
         )
-        self._pack_sizes.restore(self._trainers.values(), self.ranks)
+        told = self._pack_sizes.restore(self._trainers.values(), self.ranks)
         if checkpoint is None and notes:
             raise UnmaskError(f"{self.folder}: no checkpoint here is whole ({notes[0]}); nothing was changed")
         if checkpoint is None:
             for file in self.files:
                 file.truncate(0)
-            return [*notes, f"{self.folder}: no checkpoint yet, starting from the beginning"]
+            return [*notes, f"{self.folder}: no checkpoint yet, starting from the beginning", *told]
         state = load_checkpoint(checkpoint, self._trainers, self.ranks)
         self.loop_state.update(state["loop"])
         self.num_steps, self.evaluation = state["num_steps"], state["evaluation"]
@@ -153,7 +153,7 @@ class Run:
             self._reason = "patience"
         elif self.num_steps >= self.recipe.train.max_steps:
             self._reason = "max_steps"
-        return [*notes, f"resuming after step {self.num_steps} from {checkpoint}"]
+        return [*notes, f"resuming after step {self.num_steps} from {checkpoint}", *told]
 
     def __enter__(self) -> Run:
         self.interruption.__enter__()

@@ -109,7 +109,7 @@ def dtypes_of_copy(model: Backbone, precision: str) -> dict[str, torch.dtype]:
     in each forward, since it keeps nothing where no gradient is wanted."""
 
     def of(name: str, tensor: Tensor) -> torch.dtype:
-        is_head = name == "lm_head.weight" and not model.spec.is_tied
+        is_head = name.startswith("lm_head.") and not model.spec.is_tied
         is_lower = precision == "bfloat16" and tensor.is_floating_point() and (is_head or name.startswith("layers."))
         return torch.bfloat16 if is_lower else tensor.dtype
 
