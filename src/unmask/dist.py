@@ -187,6 +187,18 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def _meeting_place() -> dict[str, Any]:
+    """Where ranks that torchrun has started again find each other. Its store is the one of those before, with their addresses
+    in it (of several machines, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 makes a new one: only on one do all count alike)."""
+    num_starts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if num_starts == "0" or os.environ.get("GROUP_WORLD_SIZE") != "1":
+        return {}
+    from torch.distributed.rendezvous import rendezvous
+
+    store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
+    return {"store": dist.PrefixStore(f"start {num_starts}", store), "rank": rank, "world_size": size}
+
+
 @contextmanager
 def joined_ranks(device: torch.device) -> Iterator[Ranks]:
     """All processes of the run, once they have found each other (those that have already stay together). Raises `UnmaskError`
@@ -199,7 +211,8 @@ def joined_ranks(device: torch.device) -> Iterator[Ranks]:
         return
     global _group
     try:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+        where = _meeting_place()
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT, **where)
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UnmaskError(f"the processes of this run do not find each other: {reason}; start them with torchrun") from None
