@@ -16,7 +16,7 @@ quickstart: $(READY) ## train a tiny model, improve it with TraceRL, write a rep
 	$(BIN)/unmask quickstart $(ARGS)
 
 test: $(READY) ## all tests but the slow ones
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(ARGS)
 
 coverage: $(READY) ## the same, with the lines that no test ran
 	$(MAKE) test ARGS='--cov=unmask --cov-report=term-missing:skip-covered $(ARGS)'

@@ -82,6 +82,7 @@ def test_a_missing_base_is_one_line(main, tmp_path, capsys) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_small_run_and_its_continuation(main, tmp_path, capsys) -> None:
     pytest.importorskip("matplotlib")
     base, out, results = tmp_path / "base", tmp_path / "out", tmp_path / "results"

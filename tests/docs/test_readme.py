@@ -27,8 +27,6 @@ from unmask.config import RlRecipe, SftRecipe, load_recipe
 from unmask.launch import start
 from unmask.quickstart.stages import NUM_QUESTIONS
 
-pytestmark = pytest.mark.xdist_group("readme")  # what all of them need is made once
-
 README = ROOT / "README.md"
 BLOCKS = code_blocks(README)
 COMMANDS = [words for block in BLOCKS if block.language == "bash" for words in commands(block)]

@@ -67,7 +67,13 @@ def test_neighbours_with_other_settings_change_nothing(kind) -> None:
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize(
     "limits",
-    [{"page_size": 1}, {"page_size": 3}, {"page_size": 64}, {"use_prefix_cache": False}, {"attention_backend": "flex"}],
+    [
+        {"page_size": 1},
+        {"page_size": 3},
+        {"page_size": 64},
+        {"use_prefix_cache": False},
+        pytest.param({"attention_backend": "flex"}, marks=pytest.mark.slow),
+    ],
 )
 def test_pages_and_backends_change_nothing(model, limits) -> None:
     is_slow = "attention_backend" in limits  # uncompiled, a forward takes a quarter of a second

@@ -15,7 +15,6 @@ from unmask.rl.scoring import RewardPool
 from unmask.train.checkpoint import list_checkpoints
 from unmask.viewer import load_records
 
-pytestmark = pytest.mark.xdist_group("quickstart")  # what several of them need is made once
 SETTINGS = (
     "train.max_steps=2", "eval.every_steps=1", "eval.num_examples=4", "eval.sampling.max_new_tokens=8",
     "optimizer.warmup_steps=0", "checkpoint.every_steps=1", "run.device=cpu", "run.num_threads=1",

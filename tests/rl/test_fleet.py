@@ -40,8 +40,6 @@ from unmask.train.techniques import copy_to_decode
 from unmask.train.trainer import autocast
 from unmask.types import SamplingParams, Trace
 
-pytestmark = pytest.mark.xdist_group("fleet")  # what all of them need is made once
-
 PARAMS = SamplingParams(max_new_tokens=24)
 LIMITS = EngineLimits(num_pages=256)
 

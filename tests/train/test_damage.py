@@ -10,8 +10,6 @@ import pytest
 from tests.recipes import SFT, unmask, write_recipe
 from unmask.train.checkpoint import MANIFEST, find_damage, newest_valid
 
-pytestmark = pytest.mark.xdist_group("damage")  # what all of them need is made once
-
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):

@@ -21,8 +21,6 @@ from unmask.train import batches
 from unmask.train.checkpoint import find_damage, list_checkpoints, newest_valid
 from unmask.train.folder import lock_folder
 
-pytestmark = pytest.mark.xdist_group("durability")  # what all of them need is made once
-
 
 def assert_same_end(a: Path, b: Path) -> None:
     """Weights, optimizer, counters and metrics, bit for bit."""

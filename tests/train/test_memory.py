@@ -155,6 +155,7 @@ def test_a_run_goes_on(tmp_path, monkeypatch) -> None:
     assert "out of memory" not in result.stderr  # it is not tried again
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="as the other tests with ranks")
 def test_ranks_go_on_together(tmp_path) -> None:
     """Of two, one has too little memory; then all updates are bad, and both find the samples at fault, and one writes."""

@@ -24,8 +24,6 @@ from unmask.objectives.rows import TrainRow, pack_rows, share_packs
 from unmask.train.checkpoint import find_damage, list_checkpoints
 from unmask.train.timings import over_ranks, read_timings
 
-pytestmark = pytest.mark.xdist_group("ranks")  # what all of them need is made once
-
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 # What follows from how rows are packed, and not from what they are.
 FORWARDED = {"num_tokens", "num_forwarded_tokens"}
