@@ -108,7 +108,7 @@ def _is_consequence(failure: ProcessFailure) -> bool:
     return failure.exitcode == -signal.SIGTERM or _message(failure).startswith(_LOST)
 
 
-def is_started_again() -> bool:
+def may_start_again() -> bool:
     """Whether torchrun starts this process again when it ends otherwise than with 0 (its --max-restarts)."""
     return os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
 

@@ -25,7 +25,7 @@ def train(kind: str, words: list[str], resume: bool, dry_run: bool, num_processe
         raise UnmaskError("--max-restarts is of several processes; give --nproc, too (torchrun has an option of that name)")
     if resume and not recipe.run.dir:
         raise UnmaskError("--resume needs run.dir (run.dir=FOLDER)")
-    from unmask.cli.several import is_started_again, run_several
+    from unmask.cli.several import may_start_again, run_several
     from unmask.dist import own_rank
     from unmask.launch import default_folder, resolve, start
 
@@ -38,7 +38,7 @@ def train(kind: str, words: list[str], resume: bool, dry_run: bool, num_processe
         return run_several(num_processes, [kind, *words, *folder, *(["--resume"] if resume else [])], max_restarts)
     outcome = start(recipe, resume=resume)
     # To torchrun, which would start the ranks again, an end that was asked for is none.
-    exit_code = 0 if is_started_again() else outcome.exit_code
+    exit_code = 0 if may_start_again() else outcome.exit_code
     if own_rank() > 0:
         return exit_code
     if outcome.reason == "interrupted":
