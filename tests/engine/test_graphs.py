@@ -15,7 +15,9 @@ from unmask.types import SamplingParams
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("backend", ROW_BACKENDS)
+@pytest.mark.parametrize(
+    "backend", [pytest.param(name, marks=pytest.mark.slow if name == "flex" else ()) for name in ROW_BACKENDS]
+)
 def test_replayed_forwards_decode_the_same(model, backend) -> None:
     prompts = random_prompts([*range(10), 40, 40, 3])
     params = [
