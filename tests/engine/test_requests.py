@@ -50,6 +50,76 @@ def test_stream_reports_every_token_once_and_in_order(model) -> None:
     assert set(run(engine, 100)) == {other}  # news of others are kept for whoever steps next
 
 
+def replay_steps(told: list, num_canvas: int) -> tuple[list[int], list[int], list[float], list[float], bool]:
+    """The canvas as somebody has it who only hears of steps: tokens, step map, log-probabilities, confidences; and whether a
+    window was begun anew."""
+    canvas = {}
+    last, is_anew = -1, False
+    for news in told:
+        if news.step <= last:
+            is_anew = True
+            canvas = {position: entry for position, entry in canvas.items() if entry[1] < news.step}
+        last = news.step
+        for i, position in enumerate(news.positions):
+            assert position not in canvas
+            canvas[position] = (news.ids[i], news.step, news.logprobs[i], news.confidences[i])
+    ids, steps, logprobs, confidences = zip(*(canvas.get(i, (None, -1, 0.0, 0.0)) for i in range(num_canvas)), strict=True)
+    return list(ids), list(steps), list(logprobs), list(confidences), is_anew
+
+
+@pytest.mark.parametrize("family", ["sdar", "dream", "dual"])
+def test_steps_that_are_reported_add_up_to_the_trace(family, model) -> None:
+    """Also where windows are begun anew, since what their pages held is lost (as after a forward that failed)."""
+    model = model if family == "sdar" else full_attention_model("dream" if family == "dream" else "llada")
+    engine = Engine(model, num_pages=9, page_size=8, max_sequences=4)
+    params = SamplingParams(max_new_tokens=22, block_size=8, confidence_threshold=0.2, stop_token_ids=())
+    if family == "dual":
+        params = params.model_copy(update={"cache": "dual"})
+    prompts = random_prompts([7, 3, 5])
+    told = {
+        engine.add_request(p, params.model_copy(update={"seed": i}), reports_steps=i < 2): [] for i, p in enumerate(prompts)
+    }
+    traces, num_anew = {}, 0
+    while engine.has_work:
+        if family == "dual" and len(told[0]) == 3:
+            engine._forget()
+        for news in engine.step():
+            if news.unmasked is not None:
+                told[news.id].append(news.unmasked)
+            if news.trace is not None:
+                traces[news.id] = news.trace
+    for request_id in (0, 1):
+        trace = traces[request_id]
+        ids, steps, logprobs, confidences, is_anew = replay_steps(told[request_id], len(trace.canvas_ids))
+        num_anew += is_anew
+        assert steps == trace.step_map
+        assert (logprobs, confidences) == (trace.logprobs, trace.confidences)
+        assert [i for i, s in zip(ids, steps, strict=True) if s >= 0] == [
+            i for i, s in zip(trace.canvas_ids, trace.step_map, strict=True) if s >= 0
+        ]
+    assert told[2] == []  # it has not asked
+    assert bool(num_anew) == (family == "dual")
+
+
+def test_stepping_with_those_begun_makes_ready_for_new_weights(model) -> None:
+    params = SamplingParams(max_new_tokens=12, block_size=4, stop_token_ids=())
+    prompts = random_prompts([5, 6, 7])
+    want = generate(model, prompts, params)
+    engine = Engine(model, max_sequences=2)
+    ids = [engine.add_request(p, params.model_copy(update={"seed": i})) for i, p in enumerate(prompts)]
+    engine.step()
+    assert engine.has_begun
+    traces = {}
+    while engine.has_begun:
+        traces |= {news.id: news.trace for news in engine.step(only_begun=True) if news.trace}
+    assert sorted(traces) == ids[:2]
+    assert engine.step(only_begun=True) == []
+    engine.update_weights(model.state_dict())
+    traces |= run(engine, 100)
+    assert_same([traces[i] for i in ids], want)
+    assert [traces[i].policy_version for i in ids] == [0, 0, 1]
+
+
 def test_full_attention_streams_what_has_no_mask_before_it() -> None:
     model = full_attention_model("llada")
     params = SamplingParams(max_new_tokens=20, block_size=8, stop_token_ids=())

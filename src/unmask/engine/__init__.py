@@ -1,6 +1,7 @@
 """The fast sampler: a scheduler and a page pool in pure Python (`scheduler.py`, `pages.py`), one tensor runner."""
 
-from unmask.engine.engine import Engine, EngineStats
-from unmask.engine.request import RequestOutput
+from unmask.engine.engine import Engine
+from unmask.engine.request import RequestOutput, StepUnmasked
+from unmask.engine.stats import EngineStats
 
-__all__ = ["Engine", "EngineStats", "RequestOutput"]
+__all__ = ["Engine", "EngineStats", "RequestOutput", "StepUnmasked"]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
+import numpy as np
 from torch import Tensor, nn
 
 from unmask.config import EngineLimits, check
@@ -15,36 +16,14 @@ from unmask.diffusion.sequence import Decode, make_sequence, one_per_prompt
 from unmask.engine.memory import num_pages_in_budget
 from unmask.engine.paged import pick_row_backend
 from unmask.engine.pages import PagePool
-from unmask.engine.request import Request, RequestId, RequestOutput, Row
+from unmask.engine.request import Request, RequestId, RequestOutput, Row, StepUnmasked
 from unmask.engine.runner import Runner
 from unmask.engine.scheduler import Scheduler
+from unmask.engine.stats import EngineStats
 from unmask.engine.weights import check_weights, copy_weights
 from unmask.errors import UnmaskError
 from unmask.models import Decoder
 from unmask.types import SamplingParams, Trace
-
-
-@dataclass(slots=True)
-class EngineStats:
-    """Counts since the engine was made.
-
-    num_forwards: forwards of the whole batch. num_denoising_forwards: the same, once for every sequence that had a denoising
-    step. num_prefill_forwards: once for every sequence of which they computed only clean tokens. num_tokens: tokens
-    forwarded. num_prefill_tokens: of them, clean ones that are no block just finished (prompts, recomputation).
-    num_finished, num_response_tokens: finished sequences and their tokens. num_shared_tokens: prompt tokens whose keys and
-    values were taken over. peak_pages: most in use at a time.
-    """
-
-    num_forwards: int = 0
-    num_denoising_forwards: int = 0
-    num_prefill_forwards: int = 0
-    num_tokens: int = 0
-    num_prefill_tokens: int = 0
-    num_finished: int = 0
-    num_response_tokens: int = 0
-    num_shared_tokens: int = 0
-    num_preemptions: int = 0
-    peak_pages: int = 0
 
 
 class Engine:
@@ -88,9 +67,11 @@ class Engine:
         request_id: RequestId | None = None,
         *,
         name: str = "",
+        reports_steps: bool = False,
     ) -> RequestId:
         """Queues a prompt; its id (a number unless one is given). `name` is what errors call it.
 
+        reports_steps: there are news of every denoising step, with what it unmasked.
         Raises `UnmaskError` for what is malformed or can never fit.
         """
         if request_id is None:
@@ -100,6 +81,7 @@ class Engine:
         if request_id in self._requests:
             raise UnmaskError(f"request {request_id!r} is already being decoded; give another id")
         request = self.check(prompt_ids, SamplingParams() if params is None else params, request_id, name=name)
+        request.reports_steps = reports_steps
         self.scheduler.add(request)
         self._arrivals += 1
         self._requests[request_id] = request
@@ -121,14 +103,21 @@ class Engine:
         """Whether there are requests, or news that `step` has not returned yet."""
         return bool(self._requests or self._inbox)
 
-    def step(self) -> list[RequestOutput]:
+    @property
+    def has_begun(self) -> bool:
+        """Whether there are requests in flight: some of their tokens are computed."""
+        return any(r.sequence.step > 0 or r.slot >= 0 for r in self._requests.values())
+
+    def step(self, *, only_begun: bool = False) -> list[RequestOutput]:
         """One forward; the news of requests that have any.
 
+        only_begun: others go on waiting. With it `while engine.has_begun: engine.step(only_begun=True)` leaves the engine
+        ready for new weights, without a request that they meet in the middle.
         After an exception (an interruption, memory that runs out, NaNs, an error in `decode`) no sequence is changed, and
         stepping on goes on where it was.
         """
-        if self._requests:
-            self._step()
+        if self.has_begun if only_begun else self._requests:
+            self._step(only_begun=only_begun)
         news, self._inbox = self._inbox, []
         return news
 
@@ -219,7 +208,7 @@ class Engine:
         if begun and in_flight == "finish":
             if is_changed:
                 raise UnmaskError('the weights have changed under requests in flight; they can only start over: "recompute"')
-            while any(r.sequence.step > 0 or r.slot >= 0 for r in self._requests.values()):
+            while self.has_begun:
                 self._step(only_begun=True)
         else:
             for request in begun:
@@ -260,8 +249,9 @@ class Engine:
                 row.request.policy_version = self.policy_version
             self.scheduler.commit(row)
         for request, unmasked in zip(denoised, found, strict=True):
+            positions = request.sequence.window[0] + unmasked.columns
             unmasked.apply(request.sequence)
-            if (output := self._news(request)) is not None:
+            if (output := self._news(request, positions)) is not None:
                 self._inbox.append(output)
 
     def _forget(self) -> None:
@@ -271,14 +261,18 @@ class Engine:
         self.scheduler.pool.clear()
         self.runner.clear()
 
-    def _news(self, request: Request) -> RequestOutput | None:
+    def _news(self, request: Request, positions: np.ndarray) -> RequestOutput | None:
+        """positions: those that the request's denoising step has just unmasked."""
         s = request.sequence
         num_final = s.num_final()
-        if num_final <= request.num_reported and s.finish_reason is None:
+        if num_final <= request.num_reported and s.finish_reason is None and not request.reports_steps:
             return None
         first = len(s.prompt_ids)
         new_ids = s.ids[first + request.num_reported : first + num_final].tolist()
         output = RequestOutput(request.id, new_ids, is_restart=request.is_restarted)
+        if request.reports_steps:
+            values = (array[positions].tolist() for array in (s.ids, s.logprobs, s.confidences))
+            output.unmasked = StepUnmasked(s.step - 1, (positions - first).tolist(), *values)
         request.num_reported, request.is_restarted = num_final, False
         if s.finish_reason is not None:
             output.trace = s.trace(request.policy_version)

@@ -22,6 +22,7 @@ class Request:
         slot: row of the runner's per-request memory while running.
         policy_version: of the weights it is decoded with.
         num_reported: response tokens that the caller has been told; is_restarted: he has yet to learn that they are void.
+        reports_steps: he wants to know of every denoising step.
     """
 
     id: RequestId
@@ -34,6 +35,7 @@ class Request:
     policy_version: int = 0
     num_reported: int = 0
     is_restarted: bool = False
+    reports_steps: bool = False
 
     @property
     def keeps_committed(self) -> bool:
@@ -95,13 +97,31 @@ class Row:
 
 
 @dataclass(slots=True)
+class StepUnmasked:
+    """What one denoising step unmasked: canvas positions (0 = the first after the prompt; ascending, perhaps none), and as in
+    `Trace` their tokens, log-probabilities and confidences.
+
+    step: as in `Trace.step_map`. One that is not larger than the last one says that the window was begun anew (a preemption
+    under an approximate cache): what was unmasked at this step and later ones is void.
+    """
+
+    step: int
+    positions: list[int]
+    ids: list[int]
+    logprobs: list[float]
+    confidences: list[float]
+
+
+@dataclass(slots=True)
 class RequestOutput:
     """News of a request: response tokens that have become final since the last news, and at the end its trace.
 
-    is_restart: the request started over with new weights; what was reported before is void.
+    is_restart: the request started over with new weights; what was reported before is void. unmasked: by the denoising step
+    of this forward, where the request asked for it.
     """
 
     id: RequestId
     new_ids: list[int]
     trace: Trace | None = None
     is_restart: bool = False
+    unmasked: StepUnmasked | None = None
