@@ -249,9 +249,8 @@ class Engine:
                 row.request.policy_version = self.policy_version
             self.scheduler.commit(row)
         for request, unmasked in zip(denoised, found, strict=True):
-            positions = request.sequence.window[0] + unmasked.columns
             unmasked.apply(request.sequence)
-            if (output := self._news(request, positions)) is not None:
+            if (output := self._news(request)) is not None:
                 self._inbox.append(output)
 
     def _forget(self) -> None:
@@ -261,8 +260,7 @@ class Engine:
         self.scheduler.pool.clear()
         self.runner.clear()
 
-    def _news(self, request: Request, positions: np.ndarray) -> RequestOutput | None:
-        """positions: those that the request's denoising step has just unmasked."""
+    def _news(self, request: Request) -> RequestOutput | None:
         s = request.sequence
         num_final = s.num_final()
         if num_final <= request.num_reported and s.finish_reason is None and not request.reports_steps:
@@ -271,6 +269,7 @@ class Engine:
         new_ids = s.ids[first + request.num_reported : first + num_final].tolist()
         output = RequestOutput(request.id, new_ids, is_restart=request.is_restarted)
         if request.reports_steps:
+            positions = np.flatnonzero(s.step_map == s.step - 1)
             values = (array[positions].tolist() for array in (s.ids, s.logprobs, s.confidences))
             output.unmasked = StepUnmasked(s.step - 1, (positions - first).tolist(), *values)
         request.num_reported, request.is_restarted = num_final, False
