@@ -31,8 +31,8 @@ _HOME = {
 }
 
 __all__ = [
-    "AsyncEngine", "CodeLimits", "Engine", "SamplingParams", "TestResult", "Trace", "UnmaskError", "ValueModel", "Verdict", "generate",
-    "load_model", "new_model", "replay_logprobs", "run_code_tests", "save_model", "verify_math",
+    "AsyncEngine", "CodeLimits", "Engine", "SamplingParams", "TestResult", "Trace", "UnmaskError", "ValueModel", "Verdict",
+    "generate", "load_model", "new_model", "replay_logprobs", "run_code_tests", "save_model", "verify_math",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
