@@ -189,6 +189,12 @@ class AsyncEngine:
         self._link.send(Update(weights, policy_version))
         return await update
 
+    def fail_all(self, message: str) -> None:
+        """Takes out all requests; who waits for one gets `EngineFailedError`."""
+        for request in list(self._requests.values()):
+            self._forget(request.id)
+            request.tell(EngineFailedError(message))
+
     async def close(self) -> None:
         """Ends the engine's thread; what is in flight fails."""
         if self.is_running:
