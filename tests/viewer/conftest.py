@@ -140,6 +140,15 @@ def act(page: Page, scenario: str) -> dict[str, Any]:
     return page.evaluate(f"async () => {{ {HELPERS} return {{ ...await (async () => {{ {scenario} }})(), problems }}; }}")
 
 
+def wait_until(page: Page, expression: str) -> None:
+    """Wait for a JavaScript expression to become true (playwright's own way needs `eval`, which our pages forbid)."""
+    for _ in range(400):
+        if page.evaluate(expression):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(f"never true: {expression}")
+
+
 @contextmanager
 def start_browser(folder: Path) -> Iterator[Browser]:
     names = [os.environ["UNMASK_CHROMIUM"]] if "UNMASK_CHROMIUM" in os.environ else CHROMIUM_NAMES

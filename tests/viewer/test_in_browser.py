@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from tests.viewer.conftest import CALM
-
 from unmask.viewer import Chart, Comparison, Detail, KeyFigure, Report, Series, Table, render_live, render_player, render_report
 
 DOM_TEXT = """
@@ -230,6 +229,7 @@ def test_report_plays_and_its_charts_can_be_read_with_keys(pages, report, pair):
         svg.blur(); outcome.values.push(read());
         press("ArrowRight", document.body); outcome.outside = unmaskPlayer.state().step;
         press("ArrowRight", find(".player .play")); outcome.inside = unmaskPlayer.state().step;
+        find('[data-role="speed"]').value = "4"; find('[data-role="speed"]').dispatchEvent(new Event("change"));
         unmaskPlayer.play();
         while (unmaskPlayer.state().isPlaying) await sleep(100);
         return { ...outcome, end: unmaskPlayer.state() };

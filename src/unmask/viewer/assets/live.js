@@ -161,6 +161,8 @@ class LivePage {
   }
 
   isValid() {
+    const question = this.part("question");
+    if (!question.value.trim()) question.value = ""; // which its `required` refuses
     const wrong = Array.from(this.form.elements).find((field) => field.willValidate && !field.checkValidity());
     if (!wrong) return true;
     if (wrong.closest("details")) wrong.closest("details").open = true;
