@@ -43,7 +43,7 @@ def run_serve(
     api_keys, admin_keys = keys_from(api_key_file, "UNMASK_API_KEYS"), keys_from(admin_key_file, "UNMASK_ADMIN_KEY")
     folder = find_model_folder(checkpoint)
     source = Source(folder, adapter)
-    spec, _, _ = read_spec(weights_folder(folder))
+    _, _, spec = read_spec(weights_folder(folder))
     tokenizer = ChatTokenizer.load(folder)
     name = recipe.server.name or Path(checkpoint).name or folder.name
 

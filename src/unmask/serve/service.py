@@ -81,7 +81,7 @@ class Service:
                 404, f"the model {request.model!r} is not here; this server has {self.name!r}", param="model",
                 code="model_not_found",
             )  # fmt: skip
-        seed = secrets.randbits(62) if request.seed is None else request.seed
+        seed = secrets.randbits(53) if request.seed is None else request.seed
         try:
             params = request.sampling(self.sampling, seed)
         except ValidationError as error:
