@@ -6,7 +6,6 @@ import time
 import uuid
 from collections.abc import Sequence
 from itertools import accumulate
-from itertools import accumulate
 from typing import Any
 
 from unmask.data.chat import ChatTokenizer
