@@ -23,7 +23,7 @@ _WIDTHS = {
 
 @cache
 def tokenizer() -> ChatTokenizer:
-    return ChatTokenizer.tiny([*string.ascii_lowercase, *string.digits, *" .,?!+=-", "the", "an", "é", "\n"])
+    return ChatTokenizer.tiny([*string.ascii_lowercase, *string.digits, *" .,?!+=-*", "the", "an", "é", "\n"])
 
 
 def tiny(kind: str, seed: int = 0) -> Decoder:
