@@ -14,6 +14,7 @@ DEFAULTS = {
     "remasking_strategy": "low_confidence_dynamic", "confidence_threshold": 0.9, "temperature": 1.0, "max_tokens": 64,
     "block_size": 4, "denoising_steps_per_block": None, "seed": None,
 }  # fmt: skip
+CUT_OFF = "The connection ended before the answer was finished."
 STATE = "unmaskPlayer.state()"
 
 
@@ -203,6 +204,61 @@ def test_static_beside_dynamic_on_one_clock(live, server, make_record):
     assert [body["confidence_threshold"] for body in sent] == [0.9, 0.9]
 
 
+def test_one_of_two_fails(live, server, make_record, tmp_path):
+    replies = [answer(make_record()), refuse(503, "no room")]
+    server.reply = lambda body: replies[body["unmask"]["remasking_strategy"] == "low_confidence_dynamic"]
+    live.get_by_label("Compare: static beside dynamic").check()
+    ask(live)
+    wait_for_end(live, problem=True)
+    assert live.text_content('[data-role="problem"]') == "dynamic: no room"
+    assert live.text_content('[data-role="status"]').startswith("static: 23 tokens")
+    assert live.evaluate("Array.from(document.querySelectorAll('.done'), (node) => node.textContent)") == [
+        "done in 13 steps", "broken off after 0 steps",
+    ]  # fmt: skip
+
+
+def test_compared_answers_are_downloaded_in_their_order(live, server, make_record, tmp_path):
+    gate = Gate()
+    slow = Reply([gate, *answer(make_record(per_step=1)).script])
+    server.reply = lambda body: (
+        slow if body["unmask"]["remasking_strategy"] == "low_confidence_static" else answer(make_record())
+    )
+    live.get_by_label("Compare: static beside dynamic").check()
+    ask(live)
+    wait_until(live, f"{STATE}.panels.length === 2 && {STATE}.panels[1].isDone")
+    gate.open()
+    wait_for_end(live)
+    with live.expect_download() as download:
+        live.get_by_role("button", name="Download").click()
+    download.value.save_as(tmp_path / "t.jsonl")
+    assert [(record.id, record.member, record.trace.num_forwards) for record in load_records(tmp_path / "t.jsonl")] == [
+        ("question 1", 0, 25), ("question 1", 1, 13),
+    ]  # fmt: skip
+
+
+def test_an_answer_goes_on_while_another_one_is_looked_at(live, server, make_record):
+    record, gates = make_record(), [Gate(), Gate()]
+    steps = step_chunks(record)
+    server.reply = lambda body: answer(record)
+    ask(live, "first")
+    wait_for_end(live)
+    script = [start_chunk(record), *steps[:3], gates[0], *steps[3:6], gates[1], *steps[6:], *end_chunks(record)]
+    server.reply = lambda body: Reply(script)
+    ask(live, "second")
+    wait_for_steps(live, 3)
+    live.locator('[data-role="record"]').select_option(index=0)
+    gates[0].open()
+    live.wait_for_timeout(200)
+    first = live.evaluate(STATE)
+    assert (first["record"], first["step"], first["panels"][0]["isLive"]) == (0, 0, False)
+    live.locator('[data-role="record"]').select_option(index=1)
+    assert wait_for_steps(live, 6)["step"] == 6  # where it is now
+    gates[1].open()
+    wait_for_end(live)
+    end = live.evaluate(STATE)
+    assert end["step"] == end["numSteps"] == len(steps)
+
+
 def test_what_a_preempted_sequence_had_unmasked_is_masked_again(live, server, make_record):
     record, gates = make_record(), [Gate(), Gate()]
     steps = step_chunks(record)
@@ -235,8 +291,9 @@ def test_what_a_preempted_sequence_had_unmasked_is_masked_again(live, server, ma
         (refuse(400, "max_tokens is too large"), "max_tokens is too large"),
         (refuse(429, "The queue is full.", Retry_After="3"), "The queue is full. Try again in 3 s."),
         (Reply(status=502, body=b"<h1>"), "The server answered with status 502 (Bad Gateway)."),
-        (Reply([]), "The connection ended before the answer was finished."),
-        (Reply([chunk(content="9")]), "The connection ended before the answer was finished."),
+        (Reply([]), CUT_OFF),
+        (Reply([chunk(content="9")]), CUT_OFF),
+        (Reply([chunk(content="9")], headers={"Content-Length": "9999"}), CUT_OFF),
         (Reply([chunk(content="9"), DONE]), "The server sent no trace of the answer."),
         (Reply(["data: {nope}\n\n"]), "The server sent something that cannot be read."),
         (Reply([{"error": {"message": "out of memory"}}]), "out of memory"),
@@ -259,6 +316,15 @@ def test_a_wrong_key_leads_to_its_field(live, server):
     assert live.evaluate("document.activeElement.dataset.role") == "key"
 
 
+def test_a_key_that_no_header_can_hold(live, server):
+    live.locator("summary").click()
+    live.get_by_label("API key").fill("schlüssel→")
+    ask(live)
+    wait_for_end(live, problem=True)
+    assert live.text_content('[data-role="problem"]') == "The API key has characters that cannot be sent."
+    assert server.requests == []
+
+
 def test_without_a_server(pages, server):
     page = pages.show(server.page, CALM)
     ask(page)
@@ -268,7 +334,7 @@ def test_without_a_server(pages, server):
 
 @pytest.mark.parametrize(
     ("last", "message"),
-    [({"error": {"message": "out of memory"}}, "out of memory"), (0.0, "The connection ended before the answer was finished.")],
+    [({"error": {"message": "out of memory"}}, "out of memory"), (0.0, CUT_OFF)],
 )
 def test_half_an_answer_can_be_looked_at(live, server, make_record, last, message):
     record = make_record()
