@@ -99,7 +99,8 @@ class Client:
         """A stream whose first bytes have come, and are not read any further."""
         connection = self.connect()
         body = json.dumps({"prompt": "hello", "stream": True, **fields}).encode()
-        connection.sendall(head("POST", "/v1/completions", len(body)) + body)
+        key = [f"Authorization: Bearer {self.key}"] if self.key else []
+        connection.sendall(head("POST", "/v1/completions", len(body), *key) + body)
         assert connection.recv(12) == b"HTTP/1.1 200"
         return connection
 

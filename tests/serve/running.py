@@ -141,3 +141,7 @@ class Local(Running):
     def call(self, function: Any, *args: Any) -> Any:
         """In the server's loop."""
         self.loop.call_soon_threadsafe(function, *args)
+
+    def server_state_connections(self) -> int:
+        """Connections that are open, those aside over which one asks."""
+        return len(self.server.server_state.connections)

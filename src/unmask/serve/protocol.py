@@ -114,7 +114,7 @@ class Request(Model):
     service_tier: Literal["auto", "default"] | None = None
     frequency_penalty: Zero = None
     presence_penalty: Zero = None
-    logit_bias: Annotated[dict[str, float] | None, Field(max_length=0)] = None
+    logit_bias: Annotated[dict[str, Any] | None, Field(max_length=0)] = None
 
     @field_validator("frequency_penalty", "presence_penalty", mode="before")
     @classmethod

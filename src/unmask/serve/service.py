@@ -227,8 +227,9 @@ def describe_problems(problems: Sequence) -> ApiError:
         return ApiError(400, f"unknown field {where!r}", param=where, code="unknown_parameter")
     if problem["type"] == "missing":
         return ApiError(400, f"field {where!r} is missing", param=where, code="missing_required_parameter")
-    message = problem["msg"].removeprefix("Value error, ")
-    return ApiError(400, f"{where}: {message}" if where else message, param=where or None)
+    is_object = problem["type"] == "model_attributes_type"
+    message = "should be a JSON object" if is_object else problem["msg"].removeprefix("Value error, ")
+    return ApiError(400, f"{where or 'the body'}: {message}", param=where or None)
 
 
 def _is_alternative(part: int | str) -> bool:
