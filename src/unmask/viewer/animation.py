@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +19,13 @@ from unmask.viewer.picture import monospace_font
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from PIL.ImageDraw import ImageDraw
 
 MAX_FRAMES = 120  # steps beyond that share frames
 DURATION_MS = 10_000  # of all steps, within the bounds of one frame
 MIN_FRAME_MS, MAX_FRAME_MS, FIRST_MS, LAST_MS = 50, 280, 700, 3_000
 
 FONT_SIZE, LINE_HEIGHT, MARGIN, GAP, GAP_BELOW_PROMPT = 15, 23, 18, 26, 8  # pixels
-NUM_COLUMNS, NUM_COLUMNS_EACH = 72, 46  # of one answer; of each of two side by side
+NUM_COLUMNS, NUM_COLUMNS_EACH = 72, 50  # of one answer; of each of two side by side
 MAX_LINES, MAX_PROMPT_LINES = 28, 2
 GLYPHLESS = "▯"  # for a character that the font lacks
 
@@ -60,7 +59,7 @@ def draw_animation(records: Sequence[TraceRecord], path: Path, labels: Sequence[
 
 def make_frames(records: Sequence[TraceRecord], labels: Sequence[str] = ()) -> tuple[list[Image], list[int]]:
     """The pictures (one palette for all) and how long each is shown, in ms. First nothing is unmasked, last all is."""
-    from PIL import Image, ImageDraw
+    from PIL import Image
 
     num_columns = NUM_COLUMNS if len(records) == 1 else NUM_COLUMNS_EACH
     names = labels or [""] * len(records)
@@ -68,18 +67,17 @@ def make_frames(records: Sequence[TraceRecord], labels: Sequence[str] = ()) -> t
     num_steps = max(panel.num_steps for panel in panels)
     every = max(1, -(-num_steps // (MAX_FRAMES - 1)))
     ends = sorted({*range(every, num_steps, every), num_steps} - {0})  # a frame shows the steps before its end
-    pen = _Pen()
-    width = len(panels) * num_columns * pen.width + (len(panels) - 1) * GAP + 2 * MARGIN
+    cell = cell_width()
+    width = len(panels) * num_columns * cell + (len(panels) - 1) * GAP + 2 * MARGIN
     num_rows = max(panel.num_rows for panel in panels)
     height = (num_rows + 2) * LINE_HEIGHT + GAP_BELOW_PROMPT + 2 * MARGIN
     palette = _palette_image()
     frames = []
     for before, end in zip([0, 0, *ends], [0, *ends], strict=False):
         picture = Image.new("RGB", (width, height), page_colours()["card"])
-        draw = ImageDraw.Draw(picture)
         for i, panel in enumerate(panels):
-            panel.draw(draw, pen, MARGIN + i * (num_columns * pen.width + GAP), MARGIN, before, end)
-        _draw_legend(draw, pen, MARGIN, height - MARGIN - LINE_HEIGHT + 4)
+            panel.draw(picture, MARGIN + i * (num_columns * cell + GAP), MARGIN, before, end)
+        _draw_legend(picture, MARGIN, height - MARGIN - LINE_HEIGHT + 4)
         frames.append(picture.quantize(palette=palette, dither=Image.Dither.NONE))
     each = min(MAX_FRAME_MS, max(MIN_FRAME_MS, DURATION_MS // max(1, len(frames))))
     return frames, [FIRST_MS, *[each] * (len(frames) - 2), LAST_MS][-len(frames) :]
@@ -119,15 +117,16 @@ class Panel:
     def num_rows(self) -> int:
         return bool(self.label) + len(self.prompt) + min(len(self.lines), MAX_LINES) + 1
 
-    def draw(self, draw: ImageDraw, pen: _Pen, left: int, top: int, before: int, end: int) -> None:
+    def draw(self, picture: Image, left: int, top: int, before: int, end: int) -> None:
         """The state after the steps below `end`; those from `before` on are new."""
         colours = page_colours()
         row = top
         if self.label:
-            pen.write(draw, left, row, drawable(shown_text(self.label, 0))[: self.num_columns], colours["text"])
+            label = set_cell_size(drawable(shown_text(self.label, 0)), self.num_columns).rstrip()
+            _write(picture, left, row, label, colours["card"], colours["text"])
             row += LINE_HEIGHT
         for text in self.prompt:
-            pen.write(draw, left, row, text, colours["muted"])
+            _write(picture, left, row, text, colours["card"], colours["muted"])
             row += LINE_HEIGHT
         row += GAP_BELOW_PROMPT
         steps = self.canvas.steps
@@ -135,39 +134,31 @@ class Panel:
         open_ends = {self.canvas.block_end(i) for i, step in enumerate(steps) if not 0 <= step < end}
         for line in self._window(newest):
             for run in line:
-                self._draw_run(draw, pen, left + run.column * pen.width, row, run, newest, end, open_ends)
+                x, new = left + run.column * cell_width(), run.position in newest and end < self.num_steps
+                if 0 <= steps[run.position] < end:
+                    self._draw_token(picture, x, row, run, new)
+                else:
+                    is_current = self.canvas.block_end(run.position) == min(open_ends)
+                    _draw_mask(picture, x, row, run.width, "mask-a" if is_current else "mask-b")
+                self._draw_border(picture, x, row, run.position, open_ends)
             row += LINE_HEIGHT
-        pen.write(draw, left, row + 6, self._status(min(end, self.num_steps)), colours["muted"])
+        _write(picture, left, row + 6, self._status(min(end, self.num_steps)), colours["card"], colours["muted"])
 
-    def _draw_run(
-        self, draw: ImageDraw, pen: _Pen, x: int, y: int, run: Run, newest: set[int], end: int, open_ends: set[int]
-    ) -> None:  # fmt: skip
-        """open_ends: ends of the blocks that have masks."""
-        colours, block_end = page_colours(), self.canvas.block_end(run.position)
-        right, bottom = x + run.width * pen.width, y + LINE_HEIGHT
-        step = self.canvas.steps[run.position]
-        if step < 0 or step >= end:
-            is_current = block_end == min(open_ends)
-            draw.rectangle((x + 1, y + 4, right - 2, bottom - 5), fill=colours["mask-a" if is_current else "mask-b"])
-            self._draw_border(draw, x, y, run, open_ends)
-            return
-        rank = level(self.canvas.confidences[run.position])
-        is_after = run.position >= self.record.trace.num_response_tokens
-        if is_after:
-            background, ink = colours["card"], colours["muted"]
-        elif run.position in newest and end < self.num_steps:
-            background, ink = FRESH[rank], ON_FRESH
+    def _draw_token(self, picture: Image, x: int, y: int, run: Run, is_new: bool) -> None:
+        colours, rank = page_colours(), level(self.canvas.confidences[run.position])
+        if is_new:
+            ground, ink = FRESH[rank], ON_FRESH
+        elif run.position >= self.record.trace.num_response_tokens:
+            ground, ink = colours["card"], colours["muted"]
         else:
-            background, ink = colours[f"c{rank}"], colours["text"]
-        draw.rectangle((x, y + 1, right - 1, bottom - 2), fill=background)
-        pen.write(draw, x, y, run.text, ink)
-        self._draw_border(draw, x, y, run, open_ends)
+            ground, ink = colours[f"c{rank}"], colours["text"]
+        _write(picture, x, y, run.text, ground, ink)
 
-    def _draw_border(self, draw: ImageDraw, x: int, y: int, run: Run, open_ends: set[int]) -> None:
+    def _draw_border(self, picture: Image, x: int, y: int, position: int, open_ends: set[int]) -> None:
         """A line where a block starts, while it or the one before it has masks."""
-        end_before = self.canvas.block_end(run.position - 1) if run.position else 0
-        if 0 < run.position == end_before and open_ends & {end_before, self.canvas.block_end(run.position)}:
-            draw.line((x - 1, y + 1, x - 1, y + LINE_HEIGHT - 2), fill=page_colours()["accent"])
+        end_before = self.canvas.block_end(position - 1) if position else 0
+        if 0 < position == end_before and open_ends & {end_before, self.canvas.block_end(position)}:
+            picture.paste(page_colours()["accent"], (x - 1, y + 1, x, y + LINE_HEIGHT - 1))
 
     def _window(self, newest: set[int]) -> list[list[Run]]:
         if len(self.lines) <= MAX_LINES:
@@ -181,8 +172,11 @@ class Panel:
         trace = self.record.trace
         response = self.canvas.steps[: trace.num_response_tokens]
         num = sum(0 <= step < end for step in response)
-        digits = len(str(self.num_steps))
-        return f"step {end:>{digits}} of {self.num_steps}   {num} tokens   {num / max(1, end):.2f} tokens per forward"
+        step = f"step {end:>{len(str(self.num_steps))}} of {self.num_steps}"
+        long, short = (
+            f"{step}   {num} tokens   {num / max(1, end):.2f} {what}" for what in ("tokens per forward", "per forward")
+        )
+        return long if len(long) <= self.num_columns else short
 
 
 def _question(record: TraceRecord) -> str:
@@ -220,33 +214,44 @@ def _font() -> Any:
     return ImageFont.load_default(FONT_SIZE) if path is None else ImageFont.truetype(str(path), FONT_SIZE)
 
 
-class _Pen:
-    """Writes characters into cells: a font that is no monospace one stands in columns, too."""
-
-    def __init__(self) -> None:
-        self.font = _font()
-        self.width = round(self.font.getlength("M" if monospace_font() is None else "0"))
-
-    def write(self, draw: ImageDraw, x: float, y: float, text: str, colour: str) -> None:
-        for character in text:
-            cells = cell_len(character)
-            if character != " ":
-                draw.text((x + (cells or -1) * self.width / 2, y + LINE_HEIGHT / 2), character, colour, self.font, anchor="mm")
-            x += cells * self.width
+@cache
+def cell_width() -> int:
+    """Pixels. A font that is no monospace one has the cells of its widest letter."""
+    return round(_font().getlength("0" if monospace_font() else "M"))
 
 
-def _draw_legend(draw: ImageDraw, pen: _Pen, x: int, y: int) -> None:
+def _write(picture: Image, x: int, y: int, text: str, ground: str, ink: str) -> None:
+    """One line of text, its first cell at x, in a line of pixels that begins at y."""
+    picture.paste(_tile(text, ground, ink), (x, y + 1))
+
+
+@lru_cache(maxsize=10_000)  # every token is in most of the frames
+def _tile(text: str, ground: str, ink: str) -> Image:
+    from PIL import Image, ImageDraw
+
+    tile = Image.new("RGB", (cell_len(text) * cell_width(), LINE_HEIGHT - 2), ground)
+    draw, x = ImageDraw.Draw(tile), 0
+    for character in text:
+        cells = cell_len(character)
+        if character != " ":  # what takes no cell is an accent on the one before
+            middle = x + (cells or -1) * cell_width() / 2, tile.height / 2
+            draw.text(middle, character, ink, _font(), anchor="mm")
+        x += cells * cell_width()
+    return tile
+
+
+def _draw_mask(picture: Image, x: int, y: int, width: int, colour: str) -> None:
+    picture.paste(page_colours()[colour], (x + 1, y + 4, x + width * cell_width() - 1, y + LINE_HEIGHT - 4))
+
+
+def _draw_legend(picture: Image, x: int, y: int) -> None:
     colours = page_colours()
-    pen.write(draw, x, y, "confidence", colours["muted"])
-    x += 11 * pen.width
+    parts = [("confidence", colours["card"], colours["muted"])]
     for rank, limit in enumerate((0.0, *LEVELS)):
-        text = f" {limit:g} ".replace(" 0.", " .")
-        draw.rectangle((x, y + 2, x + len(text) * pen.width - 2, y + LINE_HEIGHT - 3), fill=colours[f"c{rank}"])
-        pen.write(draw, x, y, text, colours["text"])
-        x += len(text) * pen.width
-    x += pen.width
-    draw.rectangle((x, y + 2, x + 5 * pen.width - 2, y + LINE_HEIGHT - 3), fill=FRESH[-1])
-    pen.write(draw, x, y, " new ", ON_FRESH)
+        parts.append((f" {limit:g} ".replace(" 0.", " ."), colours[f"c{rank}"], colours["text"]))
+    for text, ground, ink in [*parts, (" new ", FRESH[-1], ON_FRESH)]:
+        _write(picture, x, y, text, ground, ink)
+        x += len(text) * cell_width() + 6
 
 
 @cache

@@ -91,7 +91,7 @@ class _Drawing:
         width = max(MIN_COLUMNS, options.max_width)
         title = Text(self.title, style="bold", no_wrap=True, overflow="ellipsis")
         title.truncate(width, overflow="ellipsis")
-        status = Text(" · ".join(self._facts()), style=DIM).wrap(console, width)
+        status = [line for fact in _pack(self._facts(), width) for line in Text(fact, style=DIM).wrap(console, width)]
         texts = self.texts.of(self.canvas)
         if self.trace is not None:  # masks that no step has come to are no part of the answer
             texts = texts[: max((i + 1 for i, token in enumerate(self.canvas.ids) if token is not None), default=0)]
@@ -112,7 +112,11 @@ class _Drawing:
         if self.trace is not None:
             t = self.trace
             speed = f"{t.tokens_per_forward:.2f} tokens per forward"
-            return [f"{t.num_response_tokens} tokens in {t.num_forwards} steps", speed, ENDED[t.finish_reason]]
+            return [
+                f"{t.num_response_tokens} tokens in {t.num_forwards} step{'s' * (t.num_forwards != 1)}",
+                speed,
+                ENDED[t.finish_reason],
+            ]
         if c.step < 0:
             return ["reading the prompt"]
         return [
@@ -181,9 +185,19 @@ def window(lines: list[list[Run]], newest: frozenset[int], height: int) -> list[
     return lines[first : first + height]
 
 
+def _pack(facts: Sequence[str], width: int) -> list[str]:
+    """The facts side by side in as few lines as they fit into; a longer one has a line of its own."""
+    lines = list(facts[:1])
+    for fact in facts[1:]:
+        joined = f"{lines[-1]} · {fact}"
+        lines[-1:] = [joined] if len(joined) <= width else [lines[-1], fact]
+    return lines
+
+
 def _legend(width: int) -> Text:
     colours = page_colours()
-    legend = Text("confidence ", style=DIM)
+    legend = Text()
+    legend.append("confidence ", DIM)
     for rank, limit in enumerate((0.0, *LEVELS)):
         legend.append(f" {limit:g} ".replace(" 0.", " ."), Style(color=colours["text"], bgcolor=colours[f"c{rank}"]))
     legend.append(" ")
