@@ -148,12 +148,12 @@ SDAR_4B_CHAT = {
         "AutoModelForCausalLM": "modeling_sdar.SDARForCausalLM",
     },
     "attention_bias": False, "attention_dropout": 0.0, "attn_implementation": "flex_attention", "bos_token_id": 1,
-    "debug": False, "eos_token_id": 1, "ep_size": 1, "fuse_cross_entropy": True, "head_dim": 12, "hidden_act": "silu", "hidden_size": 48,
-    "initializer_range": 0.02, "intermediate_size": 96, "max_position_embeddings": 32768, "max_window_layers": 2,
-    "micro_forward": False, "model_type": "sdar", "num_attention_heads": 4, "num_hidden_layers": 2, "num_key_value_heads": 2,
-    "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 1000000, "skip_checkpoint": False, "sliding_window": None,
-    "tie_word_embeddings": False, "torch_dtype": "bfloat16", "transformers_version": "4.52.4", "use_cache": False,
-    "use_deepep": False, "use_sliding_window": False, "vocab_size": 40,
+    "debug": False, "eos_token_id": 1, "ep_size": 1, "fuse_cross_entropy": True, "head_dim": 12, "hidden_act": "silu",
+    "hidden_size": 48, "initializer_range": 0.02, "intermediate_size": 96, "max_position_embeddings": 32768,
+    "max_window_layers": 2, "micro_forward": False, "model_type": "sdar", "num_attention_heads": 4, "num_hidden_layers": 2,
+    "num_key_value_heads": 2, "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 1000000, "skip_checkpoint": False,
+    "sliding_window": None, "tie_word_embeddings": False, "torch_dtype": "bfloat16", "transformers_version": "4.52.4",
+    "use_cache": False, "use_deepep": False, "use_sliding_window": False, "vocab_size": 40,
 }  # fmt: skip
 # Of its files, what is no weights. (Sizes and names: the hub's page of JetLM/SDAR-4B-Chat-b64.)
 SDAR_FILES = {
