@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
+    "AsyncEngine": "unmask.engine",
     "CodeLimits": "unmask.rewards.code_tests",
     "Engine": "unmask.engine",
     "SamplingParams": "unmask.types",
@@ -30,13 +31,13 @@ _HOME = {
 }
 
 __all__ = [
-    "CodeLimits", "Engine", "SamplingParams", "TestResult", "Trace", "UnmaskError", "ValueModel", "Verdict", "generate",
-    "load_model", "new_model", "replay_logprobs", "run_code_tests", "save_model", "verify_math",
+    "AsyncEngine", "CodeLimits", "Engine", "SamplingParams", "TestResult", "Trace", "UnmaskError", "ValueModel", "Verdict",
+    "generate", "load_model", "new_model", "replay_logprobs", "run_code_tests", "save_model", "verify_math",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
     from unmask.diffusion.generate import generate
-    from unmask.engine import Engine
+    from unmask.engine import AsyncEngine, Engine
     from unmask.errors import UnmaskError
     from unmask.models import ValueModel
     from unmask.models.checkpoint import load_model, new_model, save_model

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import html
-import json
 import math
 import os
-import re
 import shutil
-import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from unmask.types import Trace, TraceRecord
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser as Chromium
+    from playwright.sync_api import Page
 
 # 9+4+7-2=? in a prompt of 11 tokens with blocks of 4: three prompt tokens head the first block.
 PROMPT = ["<|im_start|>", *"9+4+7-2=?", "\n"]
@@ -68,73 +69,110 @@ def make_record() -> MakeRecord:
 
 
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM_FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--enable-logging=stderr",
-    "--window-size=1280,900",
-)  # fmt: skip
+CHROMIUM_FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking")
+CALM = "--force-prefers-reduced-motion"
 
-# Runs before any script of the page: what goes wrong is collected for `outcome.problems`.
-WATCH = """<script>
+# Runs before any script of a page: what goes wrong is collected for `outcome.problems`.
+WATCH = """
 window.problems = [];
 addEventListener("error", (event) => problems.push("error: " + event.message));
 addEventListener("unhandledrejection", (event) => problems.push("rejection: " + event.reason));
+addEventListener("securitypolicyviolation", (event) => problems.push("policy: " + event.violatedDirective));
 for (const kind of ["error", "warn"]) console[kind] = (...words) => problems.push(kind + ": " + words.join(" "));
 window.alert = (text) => problems.push("alert: " + text);
-</script>"""
+"""
 
-# Runs after them: `scenario` is the body of an async function; what it returns comes back to the test as JSON.
-ACT = """<script>
+# For scenarios, which are bodies of async functions.
+HELPERS = """
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 const find = (selector) => document.querySelector(selector);
 const findAll = (selector) => Array.from(document.querySelectorAll(selector));
 const texts = (selector) => findAll(selector).map((node) => node.textContent);
 const press = (key, node = document.body) =>
   node.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true }));
-(async () => { %s })().catch((error) => ({ failed: String(error) })).then((outcome) => {
-  const node = document.createElement("pre");
-  node.id = "outcome";
-  node.textContent = JSON.stringify({ ...outcome, problems });
-  document.body.append(node);
-});
-</script>"""
+"""
 
 
 class Browser:
-    """Opens pages in a new, empty profile each time and reads the document as it is after `budget_ms` virtual time."""
+    """Pages under their own policy, each in a fresh profile, in one Chromium."""
 
-    def __init__(self, program: str, folder: Path) -> None:
-        self.program, self.folder, self.num_runs = program, folder, 0
+    def __init__(self, chromium: Chromium, folder: Path) -> None:
+        self.chromium, self.folder, self.num_pages = chromium, folder, 0
+        self.contexts: list[Any] = []
 
-    def open(self, page: str, *flags: str, budget_ms: int = 40_000) -> tuple[str, list[str]]:
-        """The document as text, and the console messages of the page."""
-        self.num_runs += 1
-        path = self.folder / f"page{self.num_runs}.html"
-        path.write_text(page, encoding="utf-8")
-        command = [
-            self.program, *CHROMIUM_FLAGS, *flags, f"--user-data-dir={self.folder / f'profile{self.num_runs}'}",
-            f"--virtual-time-budget={budget_ms}", "--dump-dom", path.as_uri(),
-        ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=120, check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    def show(self, page: str, *flags: str, **options: Any) -> Page:
+        """Open a page given as its text or as an address. `CALM` = a reader who wants less motion; `options` are those of
+        playwright's `new_context`, e.g. viewport={"width": 360, "height": 740}, color_scheme="dark"."""
+        options.setdefault("viewport", {"width": 1280, "height": 900})
+        self.close()  # of a test, only the last page is alive
+        context = self.chromium.new_context(reduced_motion="reduce" if CALM in flags else "no-preference", **options)
+        self.contexts.append(context)
+        context.set_default_timeout(20_000)
+        context.add_init_script(WATCH)
+        shown = context.new_page()
+        if page.startswith("http://"):
+            shown.goto(page)
+        else:
+            self.num_pages += 1
+            path = self.folder / f"page{self.num_pages}.html"
+            path.write_text(page, encoding="utf-8")
+            shown.goto(path.as_uri())
+        return shown
 
-    def run(self, page: str, scenario: str, *flags: str) -> dict[str, Any]:
-        """What `scenario` (JavaScript with `await` and the helpers of `ACT`) returns, with `problems` added."""
-        # The page's policy allows its own scripts only; here the test's join them.
-        page = re.sub(r"script-src '[^']*'", "script-src 'unsafe-inline'", page)
-        page = page.replace("<title>", WATCH + "<title>", 1)
-        head, _, tail = page.rpartition("</body>")
-        document, _ = self.open(head + ACT % scenario + "</body>" + tail, *flags)
-        found = re.search(r'<pre id="outcome">(.*?)</pre>', document, re.DOTALL)
-        assert found, f"the scenario did not come to its end: {document[-2000:]}"
-        return json.loads(html.unescape(found[1]))
+    def close(self) -> None:
+        while self.contexts:
+            self.contexts.pop().close()
+
+    def open(self, page: str, *flags: str, budget_ms: int = 1000) -> tuple[str, list[str]]:
+        """The document as text after `budget_ms`, and what went wrong in it."""
+        shown = self.show(page, *flags)
+        shown.wait_for_timeout(budget_ms)
+        return shown.content(), shown.evaluate("problems")
+
+    def run(self, page: str, scenario: str, *flags: str, **options: Any) -> dict[str, Any]:
+        """What `scenario` (JavaScript with `await` and the `HELPERS`) returns, with `problems` added."""
+        shown = self.show(page, *flags, **options)
+        return act(shown, scenario)
 
 
-@pytest.fixture
-def browser(tmp_path: Path) -> Browser:
+def act(page: Page, scenario: str) -> dict[str, Any]:
+    """Run a scenario in a page that is shown already."""
+    return page.evaluate(f"async () => {{ {HELPERS} return {{ ...await (async () => {{ {scenario} }})(), problems }}; }}")
+
+
+def wait_until(page: Page, expression: str) -> None:
+    """Wait for a JavaScript expression to become true (playwright's own way needs `eval`, which our pages forbid)."""
+    for _ in range(400):
+        if page.evaluate(expression):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(f"never true: {expression}")
+
+
+@contextmanager
+def start_browser(folder: Path) -> Iterator[Browser]:
     names = [os.environ["UNMASK_CHROMIUM"]] if "UNMASK_CHROMIUM" in os.environ else CHROMIUM_NAMES
     program = next(filter(None, map(shutil.which, names)), None)
     if program is None:
         pytest.skip(f"no Chromium: set UNMASK_CHROMIUM or install one of {', '.join(CHROMIUM_NAMES)}")
-    return Browser(program, tmp_path)
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=program, args=list(CHROMIUM_FLAGS))
+        browser = Browser(chromium, folder)
+        yield browser
+        browser.close()
+        chromium.close()
+
+
+# Playwright keeps an event loop running in this thread: as long as its browser lives, `asyncio.run` fails. So the modules that
+# test nothing but pages share one, and a test among others has its own.
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with start_browser(tmp_path_factory.mktemp("pages")) as browser:
+        yield browser
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Browser]:
+    with start_browser(tmp_path) as browser:
+        yield browser

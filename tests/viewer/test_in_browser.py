@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import html
-
 import pytest
 
-from unmask.viewer import Chart, Comparison, Detail, KeyFigure, Report, Series, Table, render_player, render_report
-
-CALM = "--force-prefers-reduced-motion"
+from tests.viewer.conftest import CALM
+from unmask.viewer import Chart, Comparison, Detail, KeyFigure, Report, Series, Table, render_live, render_player, render_report
 
 DOM_TEXT = """
 const domText = (panel) => Array.from(document.querySelectorAll(".panel")[panel].querySelectorAll("[data-index]"))
@@ -38,13 +35,15 @@ def report(make_record, pair) -> str:
     )
 
 
-def test_plays_by_itself_to_the_end_and_the_faster_one_ends_first(browser, pair):
+def test_plays_by_itself_to_the_end_and_the_faster_one_ends_first(pages, pair):
     page = render_player([pair[0]], "Traces", [pair[1]], ("Before RL", "After RL"))
-    outcome = browser.run(
+    outcome = pages.run(
         page,
         DOM_TEXT
         + """
         const ended = [];
+        const speed = find('[data-role="speed"]');
+        speed.value = "4"; speed.dispatchEvent(new Event("change"));
         while (!unmaskPlayer.state().isPlaying) await sleep(50);
         while (unmaskPlayer.state().isPlaying) {
           const panels = unmaskPlayer.state().panels;
@@ -52,7 +51,7 @@ def test_plays_by_itself_to_the_end_and_the_faster_one_ends_first(browser, pair)
           await sleep(50);
         }
         return { end: unmaskPlayer.state(), shown: [domText(0), domText(1)], ended: Array.from(new Set(ended)),
-                 tracks: findAll(".track-full").map((node) => node.style.width),
+                 bars: findAll(".histogram svg").map((node) => [node.getAttribute("viewBox"), node.getAttribute("aria-label")]),
                  verdicts: texts(".panel .verdict") };
         """,
     )
@@ -65,14 +64,15 @@ def test_plays_by_itself_to_the_end_and_the_faster_one_ends_first(browser, pair)
     assert outcome["shown"] == [record.response_text for record in pair]
     assert [panel["tokensPerForward"] for panel in end["panels"]] == [r.trace.tokens_per_forward for r in pair]
     assert outcome["ended"] == [f"done in {num_steps[1]} steps"]
-    assert outcome["tracks"][0] == "100%"
-    assert outcome["tracks"][1] != "100%"
+    spoken = "Tokens unmasked by each step, from the first: "
+    one, two = ([record.trace.step_map.count(step) for step in range(num)] for record, num in zip(pair, num_steps, strict=True))
+    assert outcome["bars"] == [[f"0 0 25 {max(two)}", spoken + ", ".join(map(str, counts))] for counts in (one, two)]
     assert outcome["verdicts"] == ["✗ wrong", "✓ right"]
 
 
-def test_steps_scrubs_selects_and_explains(browser, make_record):
+def test_steps_scrubs_selects_and_explains(pages, make_record):
     records = [make_record("q1"), make_record("q2", reward=0.0, prompt_text="1+1=?")]
-    outcome = browser.run(
+    outcome = pages.run(
         render_player(records, "Traces"),
         DOM_TEXT
         + """
@@ -115,8 +115,9 @@ def test_steps_scrubs_selects_and_explains(browser, make_record):
         outcome.heads = find(".block").textContent;
         outcome.dimmed = texts(".tok.after[data-index]");
         outcome.options = texts('[data-role="record"] option');
-        await sleep(4000);
-        outcome.live = find('[data-role="live"]').textContent;
+        outcome.live = new Set();
+        for (let i = 0; i < 40; i++) { await sleep(100); outcome.live.add(find('[data-role="live"]').textContent); }
+        outcome.live = Array.from(outcome.live).filter(Boolean);
         outcome.plain = find('[data-role="plain"]').textContent;
         const select = find('[data-role="record"]');
         select.value = "1"; select.dispatchEvent(new Event("change"));
@@ -147,15 +148,15 @@ def test_steps_scrubs_selects_and_explains(browser, make_record):
     assert outcome["heads"] == "=?⏎9"
     assert outcome["dimmed"] == ["<|pad|>", "<|pad|>"]
     assert outcome["options"] == ["✓  9+4+7-2=?", "✗  1+1=?"]
-    assert outcome["live"] == f"step {num_steps} of {num_steps}, 23 of 23 tokens unmasked"
+    assert outcome["live"] == [f"step {num_steps} of {num_steps}, 23 of 23 tokens unmasked"]
     assert outcome["plain"] == f"Answer so far: {records[0].response_text}"
     assert (outcome["second"]["record"], outcome["second"]["step"]) == (1, 0)
 
 
-def test_line_breaks_are_seen_and_made(browser, make_record):
+def test_line_breaks_are_seen_and_made(pages, make_record):
     record = make_record(pieces=["a", ".\n\n", "\tb", "\u0000"])
     record.trace.step_map[3] = -1
-    outcome = browser.run(
+    outcome = pages.run(
         render_player([record], "Traces"),
         DOM_TEXT
         + """
@@ -173,11 +174,11 @@ def test_line_breaks_are_seen_and_made(browser, make_record):
     assert outcome["never"] == "masked, canvas position 3 (14 in the sequence), block 3, never unmasked"
 
 
-def test_stands_still_for_readers_who_want_less_motion(browser, pair):
-    outcome = browser.run(
+def test_stands_still_for_readers_who_want_less_motion(pages, pair):
+    outcome = pages.run(
         render_player([pair[0]], "Traces"),
         """
-        await sleep(5000);
+        await sleep(1500);
         return { state: unmaskPlayer.state(), moves: getComputedStyle(find('.tok')).transitionDuration };
         """,
         CALM,
@@ -187,7 +188,7 @@ def test_stands_still_for_readers_who_want_less_motion(browser, pair):
     assert outcome["moves"] == "0s"
 
 
-def test_text_is_never_markup(browser, make_record):
+def test_text_is_never_markup(pages, make_record):
     bad = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u2028"
     record = make_record(bad, pieces=[bad, "\u2028"], prompt_text=bad, prompt_pieces=[bad] * 11, answer=bad)
     page = render_report(
@@ -195,7 +196,7 @@ def test_text_is_never_markup(browser, make_record):
                [Chart(bad, bad, bad, [Series(bad, [0, 1], [0, 1])])],
                Comparison([record], [record], (bad, bad)), [Detail(bad, bad)])
     )  # fmt: skip
-    outcome = browser.run(
+    outcome = pages.run(
         page,
         """unmaskPlayer.goTo(99); find('[data-index="0"]').focus(); await sleep(500);
         return { text: unmaskPlayer.state().panels[0].text, images: document.images.length,
@@ -209,15 +210,15 @@ def test_text_is_never_markup(browser, make_record):
     assert outcome["title"].startswith("</script>")
 
 
-def test_report_works_under_its_own_policy(browser, report):
-    document, messages = browser.open(report, CALM, budget_ms=3000)
+def test_report_works_under_its_own_policy(pages, report):
+    document, messages = pages.open(report, CALM, budget_ms=300)
     assert messages == []
     assert document.count('class="panel"') == 3  # two, and the template
     assert 'data-index="0"' in document
 
 
-def test_report_plays_and_its_charts_can_be_read_with_keys(browser, report, pair):
-    outcome = browser.run(
+def test_report_plays_and_its_charts_can_be_read_with_keys(pages, report, pair):
+    outcome = pages.run(
         report,
         """
         const svg = find(".chart > svg");
@@ -228,6 +229,7 @@ def test_report_plays_and_its_charts_can_be_read_with_keys(browser, report, pair
         svg.blur(); outcome.values.push(read());
         press("ArrowRight", document.body); outcome.outside = unmaskPlayer.state().step;
         press("ArrowRight", find(".player .play")); outcome.inside = unmaskPlayer.state().step;
+        find('[data-role="speed"]').value = "4"; find('[data-role="speed"]').dispatchEvent(new Event("change"));
         unmaskPlayer.play();
         while (unmaskPlayer.state().isPlaying) await sleep(100);
         return { ...outcome, end: unmaskPlayer.state() };
@@ -241,22 +243,19 @@ def test_report_plays_and_its_charts_can_be_read_with_keys(browser, report, pair
 
 
 @pytest.mark.parametrize("width", [360, 768])
-def test_pages_never_scroll_sideways(browser, make_record, pair, report, width):
+def test_pages_never_scroll_sideways(pages, make_record, pair, report, width):
     wide = make_record("q1", pieces=["x" * 200, " word", "y" * 90, "z"], prompt_text="q" * 300)
-    pages = [report, render_player([pair[0]], "T" * 80, [pair[1]]), render_player([wide], "Wide")]
-    frames = "".join(
-        f'<iframe style="width:{width}px;height:700px;border:0" srcdoc="{html.escape(page)}"></iframe>' for page in pages
-    )
-    outcome = browser.run(
-        f"<!doctype html><html><head><title>frames</title></head><body>{frames}</body></html>",
-        """
-        await new Promise((resolve) => addEventListener("load", resolve));
-        return { overhang: findAll("iframe").map((frame) => {
-          frame.contentWindow.unmaskPlayer.goTo(99);
-          const { scrollWidth, clientWidth } = frame.contentDocument.documentElement;
-          return scrollWidth - clientWidth; }) };
-        """,
-        CALM,
-    )
-    assert outcome["problems"] == []
-    assert outcome["overhang"] == [0, 0, 0]
+    live = render_live("T" * 80, model_name="m" * 90, attention="block_causal", block_size=4, defaults={})
+    for page in (report, render_player([pair[0]], "T" * 80, [pair[1]]), render_player([wide], "Wide"), live):
+        outcome = pages.run(
+            page,
+            """
+            findAll("details").forEach((details) => { details.open = true; });
+            unmaskPlayer.goTo(99);
+            const { scrollWidth, clientWidth } = document.documentElement;
+            return { overhang: scrollWidth - clientWidth };
+            """,
+            CALM,
+            viewport={"width": width, "height": 700},
+        )
+        assert outcome == {"overhang": 0, "problems": []}

@@ -111,7 +111,7 @@ def test_hostile_pieces_come_back_unchanged(make_record):
     page = render_player([make_record("x", pieces=HOSTILE)], "<script>alert(3)</script>")
     page.encode("utf-8")
     structure = Structure(page)
-    assert structure.json["player-data"]["items"][0]["panels"][0]["pieces"] == HOSTILE
+    assert structure.json["player-data"]["records"][0]["canvas_pieces"] == HOSTILE
     assert structure.tags.count("script") == 2
     assert "img" not in structure.tags
     assert "alert(1)</script>" not in page

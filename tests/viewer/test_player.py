@@ -8,7 +8,7 @@ import pytest
 from unmask.errors import UnmaskError
 from unmask.types import TraceRecord
 from unmask.viewer import load_records, render_player
-from unmask.viewer.player import canvas_blocks, pair_records, player_data
+from unmask.viewer.player import player_data
 
 
 def write_lines(path: Path, *lines: str) -> Path:
@@ -91,61 +91,25 @@ class TestLoadRecords:
         assert str(error.value) == f"{tmp_path}: is a directory; expected a file with one JSON object per line"
 
 
-class TestBlocks:
-    def test_the_prompts_tail_heads_the_first_block(self):
-        assert canvas_blocks(11, 10, 4) == [(2, 3, 0, 1), (3, 0, 1, 5), (4, 0, 5, 9), (5, 0, 9, 10)]
-
-    def test_prompt_that_ends_on_the_grid(self):
-        assert canvas_blocks(8, 8, 4) == [(2, 0, 0, 4), (3, 0, 4, 8)]
-
-    def test_one_block_for_everything_and_nothing(self):
-        assert canvas_blocks(5, 6, 64) == [(0, 5, 0, 6)]
-        assert canvas_blocks(5, 0, 4) == []
-
-    @pytest.mark.parametrize("num_prompt", range(10))
-    @pytest.mark.parametrize("block_size", [1, 3, 4])
-    def test_every_token_is_in_the_block_of_its_absolute_position(self, num_prompt, block_size):
-        blocks = canvas_blocks(num_prompt, 9, block_size)
-        indices = [index for index, _, first, stop in blocks for _ in range(first, stop)]
-        assert indices == [(num_prompt + i) // block_size for i in range(9)]
-        assert [num_before for _, num_before, _, _ in blocks] == [num_prompt % block_size] + [0] * (len(blocks) - 1)
-
-
 class TestData:
-    def test_ids_stand_in_for_missing_pieces(self, make_record):
-        record = make_record(prompt_pieces=[], canvas_pieces=[])
-        panel = player_data([record], None, ("a", "b"))["items"][0]["panels"][0]
-        assert panel["pieces"][:3] == ["[0]", "[1]", "[2]"]
-        assert panel["promptPieces"][0] == "[100]"
-        record = make_record(canvas_pieces=["", *make_record().canvas_pieces[1:]])
-        assert player_data([record], None, ("a", "b"))["items"][0]["panels"][0]["pieces"][:2] == ["[0]", "+"]
+    def test_what_the_page_shows_under_the_names_of_the_file(self, make_record):
+        record = make_record(reason="long", parts={"form": 1.0})
+        data = player_data([record], None, ("a", "b"), "n")
+        assert (data["name"], data["compare"], data["labels"], len(data["records"])) == ("n", None, [], 1)
+        whole = record.to_dict()
+        shown = data["records"][0]
+        assert shown.keys() < whole.keys()
+        assert shown["trace"].keys() < whole["trace"].keys()
+        assert all(shown[name] == whole[name] for name in shown if name != "trace")
+        exact = {name: values for name, values in shown["trace"].items() if name not in ("logprobs", "confidences")}
+        assert exact == {name: whole["trace"][name] for name in exact}
+        assert shown["trace"]["logprobs"] == pytest.approx(whole["trace"]["logprobs"], rel=1e-4)
 
     def test_numbers_that_json_does_not_know_become_null(self, make_record):
         record = make_record()
         record.trace.logprobs[:3] = [float("-inf"), float("nan"), 10**400]
-        assert player_data([record], None, ("a", "b"))["items"][0]["panels"][0]["logprobs"][:3] == [None] * 3
+        assert player_data([record], None, ("a", "b"), "n")["records"][0]["trace"]["logprobs"][:3] == [None] * 3
         render_player([record], "t")
-
-    def test_question_falls_back_to_pieces_and_id(self, make_record):
-        items = player_data(
-            [
-                make_record(prompt_text=" a\n b "),
-                make_record(prompt_text=""),
-                make_record(prompt_text="", prompt_pieces=[]),
-            ],
-            None,
-            ("a", "b"),
-        )["items"]
-        assert [item["question"] for item in items] == ["a b", "<|im_start|>9+4+7-2=?", "q1"]
-
-    def test_pairs_by_id_then_by_occurrence(self, make_record):
-        one = [make_record("a"), make_record("b"), make_record("a", reward=0.5), make_record("c")]
-        two = [make_record("a", reward=0.1), make_record("x"), make_record("a", reward=0.2)]
-        pairs = pair_records(one, two)
-        assert [(x.id, y.id, y.reward) for x, y in pairs] == [("a", "a", 0.1), ("a", "a", 0.2)]
-        data = player_data(one, two, ("old", "new"))
-        assert data["numLeftOut"] == 3
-        assert data["labels"] == ["old", "new"]
 
     def test_nothing_in_common_and_nothing_at_all(self, make_record):
         with pytest.raises(UnmaskError, match=r"no id in common \(first ids: 'a' and 'b'\)"):

@@ -12,6 +12,7 @@ import typer
 from unmask.cli.checkpoint_app import Checkpoint, Revision, checkpoint_app
 from unmask.cli.data_app import data_app
 from unmask.cli.sandbox_app import sandbox_app
+from unmask.cli.serve_command import serve
 from unmask.cli.several import describe_defect, is_rank, leave_report
 from unmask.errors import UnmaskError
 
@@ -198,6 +199,8 @@ def inspect(
 
     run_inspect(checkpoint, revision, as_json)
 
+
+app.command()(serve)
 
 app.add_typer(data_app, name="data")
 

@@ -5,9 +5,10 @@ from unmask.config.load import check, load_recipe, parse_settings, read_toml, to
 from unmask.config.plugins import OWN_FUNCTION, fill_plugins, make_plugin, plugin_options
 from unmask.config.schema import RlRecipe, SftRecipe
 from unmask.config.sections import EngineLimits, EvalConfig, LogConfig, Plugin, RunConfig
+from unmask.config.serving import ServerConfig, ServeRecipe
 
 __all__ = [
     "OWN_FUNCTION", "EngineLimits", "EvalConfig", "EvalRecipe", "GenerateRecipe", "LogConfig", "Plugin", "RlRecipe",
-    "RunConfig", "SftRecipe", "check", "fill_plugins", "load_recipe", "make_plugin", "parse_settings", "plugin_options",
-    "read_toml", "to_toml",
+    "RunConfig", "ServeRecipe", "ServerConfig", "SftRecipe", "check", "fill_plugins", "load_recipe", "make_plugin",
+    "parse_settings", "plugin_options", "read_toml", "to_toml",
 ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, KeysView, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Literal
@@ -106,7 +106,7 @@ class Engine:
     @property
     def has_begun(self) -> bool:
         """Whether there are requests in flight: some of their tokens are computed."""
-        return any(r.sequence.step > 0 or r.slot >= 0 for r in self._requests.values())
+        return any(r.is_begun for r in self._requests.values())
 
     def step(self, *, only_begun: bool = False) -> list[RequestOutput]:
         """One forward; the news of requests that have any.
@@ -184,6 +184,11 @@ class Engine:
         request.sequence.abort()
         return request.sequence.trace(request.policy_version)
 
+    @property
+    def request_ids(self) -> KeysView[RequestId]:
+        """Of the requests that wait or are being decoded, by arrival."""
+        return self._requests.keys()
+
     def update_weights(
         self,
         weights: Mapping[str, Tensor] | nn.Module | None = None,
@@ -204,7 +209,7 @@ class Engine:
             raise UnmaskError(f"in_flight {in_flight!r} is unknown; known: finish, recompute")
         is_changed = weights is None or weights is self.model
         state = None if weights is None or is_changed else check_weights(self.model, weights)
-        begun = [r for r in self._requests.values() if r.sequence.step > 0 or r.slot >= 0]
+        begun = [r for r in self._requests.values() if r.is_begun]
         if begun and in_flight == "finish":
             if is_changed:
                 raise UnmaskError('the weights have changed under requests in flight; they can only start over: "recompute"')
@@ -249,9 +254,8 @@ class Engine:
                 row.request.policy_version = self.policy_version
             self.scheduler.commit(row)
         for request, unmasked in zip(denoised, found, strict=True):
-            positions = request.sequence.window[0] + unmasked.columns
             unmasked.apply(request.sequence)
-            if (output := self._news(request, positions)) is not None:
+            if (output := self._news(request)) is not None:
                 self._inbox.append(output)
 
     def _forget(self) -> None:
@@ -261,8 +265,7 @@ class Engine:
         self.scheduler.pool.clear()
         self.runner.clear()
 
-    def _news(self, request: Request, positions: np.ndarray) -> RequestOutput | None:
-        """positions: those that the request's denoising step has just unmasked."""
+    def _news(self, request: Request) -> RequestOutput | None:
         s = request.sequence
         num_final = s.num_final()
         if num_final <= request.num_reported and s.finish_reason is None and not request.reports_steps:
@@ -271,6 +274,7 @@ class Engine:
         new_ids = s.ids[first + request.num_reported : first + num_final].tolist()
         output = RequestOutput(request.id, new_ids, is_restart=request.is_restarted)
         if request.reports_steps:
+            positions = np.flatnonzero(s.step_map == s.step - 1)
             values = (array[positions].tolist() for array in (s.ids, s.logprobs, s.confidences))
             output.unmasked = StepUnmasked(s.step - 1, (positions - first).tolist(), *values)
         request.num_reported, request.is_restarted = num_final, False

@@ -38,6 +38,11 @@ class Request:
     reports_steps: bool = False
 
     @property
+    def is_begun(self) -> bool:
+        """Some of its tokens are computed, or about to be."""
+        return self.sequence.step > 0 or self.slot >= 0
+
+    @property
     def keeps_committed(self) -> bool:
         """Committed blocks stay in the pages (block models)."""
         return self.sequence.is_block_causal and self.sequence.params.cache != "none"

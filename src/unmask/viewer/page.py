@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from importlib import resources
 from string import Template
-from typing import Any
+from typing import Any, Literal
 
 
 def read_asset(name: str) -> str:
@@ -35,17 +35,25 @@ def embed_json(data: Any, element_id: str) -> str:
     return f'<script type="application/json" id="{escape_text(element_id)}">{text}</script>'
 
 
-def render_page(title: str, body: str, styles: Sequence[str], scripts: Sequence[str], body_class: str = "") -> str:
+def render_page(
+    title: str,
+    body: str,
+    styles: Sequence[str],
+    scripts: Sequence[str],
+    body_class: str = "",
+    connect_src: Literal["'none'", "'self'"] = "'none'",
+) -> str:
     """The whole page. `body` is trusted HTML; `styles` and `scripts` are names of assets, put inline in order.
 
     The content security policy allows exactly these scripts, by hash, and no request of any kind: even if a piece of
-    text slipped through the escaping as markup, the browser would not run it.
+    text slipped through the escaping as markup, the browser would not run it. With `connect_src` "'self'" the scripts may
+    send requests to the server that the page came from.
     """
     script = "\n".join(read_asset(name) for name in scripts)
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
     policy = (
         f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
+        f"connect-src {connect_src}; base-uri 'none'; form-action 'none'"
     )
     return Template(read_asset("page.html")).substitute(
         policy=policy,

@@ -5,17 +5,17 @@ from __future__ import annotations
 import codecs
 import json
 import math
-from collections import defaultdict, deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from unmask.errors import UnmaskError
-from unmask.types import Trace, TraceRecord
+from unmask.types import TraceRecord
 from unmask.viewer.page import embed_json, escape_text, read_asset, render_page
 
 PLAYER_STYLES = ("base.css", "player.css")
-PLAYER_SCRIPTS = ("panel.js", "player.js")
+PLAYER_SCRIPTS = ("records.js", "histogram.js", "panel.js", "player.js")
+PAGE_SCRIPTS = (*PLAYER_SCRIPTS, "files.js")  # of pages that also open files
 DEFAULT_LABELS = ("before", "after")
 
 
@@ -58,69 +58,43 @@ def render_player(
     Raises:
         UnmaskError: nothing to show, or no id in common.
     """
-    body = f'<main class="player-page"><h1>{escape_text(title)}</h1>{player_html(records, compare, labels, "page")}</main>'
-    return render_page(title, body, PLAYER_STYLES, PLAYER_SCRIPTS)
+    data = player_data(records, compare, labels, name=title)
+    body = (
+        f'<main class="player-page"><div class="page-head"><h1 data-role="title">{escape_text(title)}</h1>'
+        f"{read_asset('files.html')}</div>{player_html(data, keys='page')}</main>"
+    )
+    return render_page(title, body, PLAYER_STYLES, PAGE_SCRIPTS)
 
 
-def player_html(
-    records: Sequence[TraceRecord], compare: Sequence[TraceRecord] | None, labels: tuple[str, str], keys: str
-) -> str:
+def player_html(data: dict[str, Any] | None, keys: str) -> str:
     """The player as a part of a page that has `PLAYER_STYLES` and `PLAYER_SCRIPTS`; one player a page.
 
-    `keys`: "page" listens to the keyboard everywhere, "player" only while the focus is inside the player.
+    `data`: from `player_data`; None = it has nothing to show yet. `keys`: "page" listens to the keyboard everywhere,
+    "player" only while the focus is inside the player.
     """
     note = "" if keys == "page" else "With the focus in the player: "
     markup = read_asset("player.html").replace("{keys}", escape_text(keys)).replace("{keys_note}", note)
-    return markup + embed_json(player_data(records, compare, labels), "player-data")
+    return markup + embed_json(data or {"name": "", "records": [], "compare": None, "labels": []}, "player-data")
 
 
 def player_data(
-    records: Sequence[TraceRecord], compare: Sequence[TraceRecord] | None, labels: tuple[str, str]
+    records: Sequence[TraceRecord], compare: Sequence[TraceRecord] | None, labels: tuple[str, str], name: str
 ) -> dict[str, Any]:
-    """What `player.js` reads: `labels` (one per panel), `numLeftOut`, and `items` with a question and its panels."""
+    """What `player.js` starts with: what it shows of the records, under their own field names.
+
+    The page pairs `records` with `compare` as it does for files; `labels` name the two sides, `name` stands for `records`
+    where the page shows a file beside them. Raises `UnmaskError` where there would be nothing to see.
+    """
     if not records or (compare is not None and not compare):
         raise UnmaskError("nothing to show: there are no trace records")
-    shown: list[tuple[TraceRecord, ...]]
-    if compare is None:
-        shown, num_left_out = [(record,) for record in records], 0
-    else:
-        shown = list(pair_records(records, compare))
-        num_left_out = len(records) + len(compare) - 2 * len(shown)
-    return {
-        "labels": [] if compare is None else list(labels),
-        "numLeftOut": num_left_out,
-        "items": [
-            {"id": group[0].id, "question": _question(group[0]), "panels": [_panel_data(record) for record in group]}
-            for group in shown
-        ],
-    }
-
-
-def pair_records(records: Sequence[TraceRecord], compare: Sequence[TraceRecord]) -> list[tuple[TraceRecord, TraceRecord]]:
-    """Records with the same id, in the order of `records`; the n-th of an id meets the n-th of that id."""
-    waiting: dict[str, deque[TraceRecord]] = defaultdict(deque)
-    for record in compare:
-        waiting[record.id].append(record)
-    pairs = [(record, waiting[record.id].popleft()) for record in records if waiting[record.id]]
-    if not pairs:
+    if compare is not None and not {record.id for record in records} & {record.id for record in compare}:
         raise UnmaskError(f"the two sets of traces have no id in common (first ids: {records[0].id!r} and {compare[0].id!r})")
-    return pairs
-
-
-def canvas_blocks(num_prompt_tokens: int, num_canvas_tokens: int, block_size: int) -> list[tuple[int, int, int, int]]:
-    """The blocks that the canvas touches, as `(block index, prompt tokens in it, first canvas index, past the last)`.
-
-    Blocks sit on absolute positions: canvas token `i` is in block `(num_prompt_tokens + i) // block_size`. Only the
-    first block can hold prompt tokens: the prompt's tail, `num_prompt_tokens % block_size` of them.
-    """
-    blocks = []
-    start = 0
-    while start < num_canvas_tokens:
-        index, num_before = divmod(num_prompt_tokens + start, block_size)
-        stop = min(num_canvas_tokens, start + block_size - num_before)
-        blocks.append((index, num_before, start, stop))
-        start = stop
-    return blocks
+    return {
+        "name": name,
+        "records": [_compact(record) for record in records],
+        "compare": None if compare is None else [_compact(record) for record in compare],
+        "labels": [] if compare is None else list(labels),
+    }
 
 
 def _read_record(line: bytes, where: str, number: int) -> TraceRecord:
@@ -138,32 +112,27 @@ def _read_record(line: bytes, where: str, number: int) -> TraceRecord:
     return TraceRecord.from_dict(data, where)
 
 
-def _question(record: TraceRecord) -> str:
-    text = record.prompt_text or "".join(record.prompt_pieces)
-    return " ".join(text.split()) or record.id
-
-
-def _panel_data(record: TraceRecord) -> dict[str, Any]:
-    trace: Trace = record.trace
+def _compact(record: TraceRecord) -> dict[str, Any]:
+    trace = record.trace
     return {
-        "promptPieces": _pieces(record.prompt_pieces, trace.prompt_ids),
-        "pieces": _pieces(record.canvas_pieces, trace.canvas_ids),
-        "ids": trace.canvas_ids,
-        "steps": trace.step_map,
-        "confidences": [_number(value) for value in trace.confidences],
-        "logprobs": [_number(value) for value in trace.logprobs],
-        "blocks": canvas_blocks(len(trace.prompt_ids), len(trace.canvas_ids), trace.block_size),
-        "numResponse": trace.num_response_tokens,
-        "numForwards": trace.num_forwards,
-        "finishReason": str(trace.finish_reason),
-        "reward": None if record.reward is None else _number(record.reward),
+        "id": record.id,
+        "prompt_text": record.prompt_text,
+        "prompt_pieces": record.prompt_pieces,
+        "canvas_pieces": record.canvas_pieces,
         "answer": record.answer,
+        "reward": None if record.reward is None else _number(record.reward),
+        "trace": {
+            "prompt_ids": trace.prompt_ids,
+            "canvas_ids": trace.canvas_ids,
+            "step_map": trace.step_map,
+            "logprobs": [_number(value) for value in trace.logprobs],
+            "confidences": [_number(value) for value in trace.confidences],
+            "num_response_tokens": trace.num_response_tokens,
+            "block_size": trace.block_size,
+            "num_forwards": trace.num_forwards,
+            "finish_reason": str(trace.finish_reason),
+        },
     }
-
-
-def _pieces(pieces: Sequence[str], ids: Sequence[int]) -> list[str]:
-    """Tokens as text; an id without text (no pieces recorded, or half a character) is shown as `[id]`."""
-    return [piece or f"[{token}]" for piece, token in zip(pieces or [""] * len(ids), ids, strict=True)]
 
 
 def _number(value: float) -> float | None:

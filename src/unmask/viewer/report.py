@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from unmask.types import TraceRecord
 from unmask.viewer.charts import Chart, render_chart
 from unmask.viewer.page import escape_text, render_page
-from unmask.viewer.player import DEFAULT_LABELS, PLAYER_SCRIPTS, PLAYER_STYLES, player_html
+from unmask.viewer.player import DEFAULT_LABELS, PLAYER_SCRIPTS, PLAYER_STYLES, player_data, player_html
 
 # What a column of numbers looks like once formatted: "95.3 %", "+1.2", "3.1 ± 0.2", "1,204", "2.4×", "12 s", "1e−05", "–".
 _NUMBER = re.compile(
@@ -162,7 +162,8 @@ def _comparison(comparison: Comparison | None) -> str:
     if comparison is None:
         return ""
     text = f'<p class="prose">{escape_text(comparison.text)}</p>' if comparison.text else ""
-    player = player_html(comparison.before, comparison.after, comparison.labels, keys="player")
+    data = player_data(comparison.before, comparison.after, comparison.labels, name=comparison.labels[0])
+    player = player_html(data, keys="player")
     return f"<section><h2>{escape_text(comparison.title)}</h2>{text}{player}</section>"
 
 

@@ -35,20 +35,29 @@ function element(tag, className, text) {
 }
 
 class TracePanel {
-  /* data: one entry of `panels` in the page's JSON (see player_data in player.py); label: "" without comparison. */
-  constructor(data, label) {
+  /* data: see panelData in records.js; while an answer arrives (isLive) it grows and `draw` shows what is new.
+     label: "" without comparison; onPick(step): a bar of the histogram was chosen. */
+  constructor(data, label, onPick) {
     this.data = data;
     this.label = label;
-    this.numSteps = data.steps.reduce((most, step) => Math.max(most, step + 1), 0);
     this.root = document.getElementById("panel-template").content.firstElementChild.cloneNode(true);
     this.part = (role) => this.root.querySelector(`[data-role="${role}"]`);
+    this.histogram = new StepHistogram(this.part("histogram"), onPick);
     this.tokens = [];
     this.drawn = [];
+    this.numBlocks = 0;
     this.part("label").textContent = label || "Answer";
+    this.root.classList.toggle("is-live", data.isLive);
     this.showVerdict();
-    this.buildCanvas();
+    this.addPrompt();
+    this.grow();
     this.listen();
   }
+
+  get numSteps() { return this.data.numSteps; }
+
+  /* Tokens that count: while it is not known where the answer ends, all. */
+  get numResponse() { return this.data.numResponse ?? this.data.pieces.length; }
 
   showVerdict() {
     const { reward, answer } = this.data;
@@ -60,19 +69,32 @@ class TracePanel {
     if (answer !== null) node.title = `expected answer: ${answer}`;
   }
 
-  buildCanvas() {
+  addPrompt() {
     const { promptPieces, blocks } = this.data;
-    const canvas = this.part("canvas");
-    const numTail = blocks.length ? blocks[0][1] : 0;
     const numHidden = Math.max(0, promptPieces.length - NUM_PROMPT_SHOWN);
-    const addPrompt = (parent, from, to) => {
-      for (let i = from; i < to; i++) this.addToken(parent, promptPieces[i], i < numHidden ? "tok prompt early" : "tok prompt");
-    };
-    addPrompt(canvas, 0, promptPieces.length - numTail);
-    for (const [index, numPrompt, first, stop] of blocks) {
+    const numTail = blocks.length ? blocks[0][1] : 0;
+    this.addPromptTokens(this.part("canvas"), 0, promptPieces.length - numTail);
+    if (!numHidden) return;
+    const more = this.part("more");
+    more.hidden = false;
+    more.textContent = `Show ${numHidden} earlier prompt tokens`;
+    more.addEventListener("click", () => { this.root.classList.add("show-early"); more.hidden = true; });
+  }
+
+  addPromptTokens(parent, from, to) {
+    const { promptPieces } = this.data;
+    for (let i = from; i < to; i++) {
+      this.addToken(parent, promptPieces[i], i < promptPieces.length - NUM_PROMPT_SHOWN ? "tok prompt early" : "tok prompt");
+    }
+  }
+
+  /* Blocks that are new since the last time. */
+  grow() {
+    const { promptPieces, blocks, steps, numSteps } = this.data;
+    for (const [index, numPrompt, first, stop] of blocks.slice(this.numBlocks)) {
       const block = element("span", "block");
       block.dataset.block = index;
-      addPrompt(block, promptPieces.length - numPrompt, promptPieces.length);
+      this.addPromptTokens(block, promptPieces.length - numPrompt, promptPieces.length);
       for (let i = first; i < stop; i++) {
         const token = this.addToken(block, this.data.pieces[i], "tok");
         token.dataset.index = i;
@@ -81,23 +103,26 @@ class TracePanel {
         token.tabIndex = i === 0 ? 0 : -1;
         this.tokens.push(token);
       }
-      canvas.append(block, document.createElement("wbr"));
+      this.part("canvas").append(block, document.createElement("wbr"));
     }
-    if (numHidden) {
-      const more = this.part("more");
-      more.hidden = false;
-      more.textContent = `Show ${numHidden} earlier prompt tokens`;
-      more.addEventListener("click", () => { this.root.classList.add("show-early"); more.hidden = true; });
-    }
+    this.numBlocks = blocks.length;
+    this.highestBar = this.histogram.count(steps, numSteps);
   }
 
-  /* A token that holds line breaks is followed by as many, whether it is masked or not. */
   addToken(parent, piece, className) {
     const token = element("span", className, visiblePiece(piece));
     parent.append(token);
-    const isHidden = className.includes("early");
-    for (let n = piece.split("\n").length - 1; n > 0; n--) parent.append(element("br", isHidden ? "early" : ""));
+    this.breakLines(token, piece);
     return token;
+  }
+
+  /* A token that holds line breaks is followed by as many, whether it is masked or not. */
+  breakLines(token, piece) {
+    const breaks = [];
+    for (let next = token.nextSibling; next && next.tagName === "BR"; next = next.nextSibling) breaks.push(next);
+    const numBreaks = piece.split("\n").length - 1;
+    breaks.slice(numBreaks).forEach((node) => node.remove());
+    for (let n = breaks.length; n < numBreaks; n++) token.after(element("br", token.classList.contains("early") ? "early" : ""));
   }
 
   isUnmasked(i, step) {
@@ -107,43 +132,52 @@ class TracePanel {
   /* The counts after `step` steps; a trace that has ended stays at its last step. */
   stateAt(step) {
     const now = Math.min(step, this.numSteps);
-    const { steps, pieces, numResponse } = this.data;
+    const { steps, pieces, isLive } = this.data;
     const fresh = [];
     let numUnmasked = 0, text = "";
     for (let i = 0; i < steps.length; i++) {
       if (now > 0 && steps[i] === now - 1) fresh.push(i);
-      if (i < numResponse && this.isUnmasked(i, now)) { numUnmasked++; text += pieces[i]; }
+      if (i < this.numResponse && this.isUnmasked(i, now)) { numUnmasked++; text += pieces[i]; }
     }
-    const isDone = now === this.numSteps;
+    const isDone = !isLive && now === this.numSteps;
     // At the end the trace's own count of forwards holds, also where a sampler spent more than one a step.
     const numForwards = isDone ? this.data.numForwards || now : now;
     const tokensPerForward = numForwards ? numUnmasked / numForwards : 0;
-    return { label: this.label, step: now, numSteps: this.numSteps, numUnmasked, numResponse, tokensPerForward, text, fresh, isDone };
+    return {
+      label: this.label, step: now, numSteps: this.numSteps, numUnmasked, numResponse: this.numResponse, tokensPerForward, text,
+      fresh, isDone, isLive,
+    };
   }
 
-  /* step: finished steps on the common clock; numClockSteps: the length of that clock; colour: "confidence" | "step". */
-  draw(step, numClockSteps, colour) {
+  /* step: finished steps on the common clock; clock: { numSteps, highestBar } of all panels; colour: "confidence" | "step". */
+  draw(step, clock, colour) {
     const state = this.stateAt(step);
     // A panel that ended earlier shows no token as new: nothing happens there any more.
-    const fresh = step > this.numSteps ? -1 : state.step - 1;
-    for (let i = 0; i < this.tokens.length; i++) this.drawToken(i, state.step, fresh, numClockSteps, colour);
+    const fresh = step > this.numSteps && !this.data.isLive ? -1 : state.step - 1;
+    for (let i = 0; i < this.tokens.length; i++) this.drawToken(i, state.step, fresh, clock.numSteps, colour);
     const hasEnded = state.isDone && this.numSteps > 0;
     this.root.classList.toggle("is-done", hasEnded);
-    this.part("done").textContent = hasEnded ? `done in ${this.numSteps} step${this.numSteps === 1 ? "" : "s"}` : "";
+    this.part("done").textContent = this.data.isLive ? this.data.ending : hasEnded ? this.ending() : "";
     this.part("step").textContent = `${state.step} of ${this.numSteps}`;
-    this.part("unmasked").textContent = `${state.numUnmasked} of ${state.numResponse}`;
+    this.part("unmasked").textContent = this.data.numResponse === null ? state.numUnmasked : `${state.numUnmasked} of ${this.numResponse}`;
     this.part("tpf").textContent = state.step ? state.tokensPerForward.toFixed(2) : "–";
-    this.part("full").style.width = `${(100 * this.numSteps) / Math.max(1, numClockSteps)}%`;
-    this.part("now").style.width = `${(100 * state.step) / Math.max(1, this.numSteps)}%`;
+    this.histogram.draw(state.step, fresh, clock.numSteps, clock.highestBar);
     if (this.tipFor !== undefined) this.showTip(this.tipFor);
     return state;
   }
 
+  ending() {
+    const steps = `${this.numSteps} step${this.numSteps === 1 ? "" : "s"}`;
+    if (this.data.leftWords) return `${this.data.leftWords} after ${steps}`;
+    if (this.data.finishReason === "length") return `${steps}, cut at the limit of tokens`;
+    return this.data.finishReason === "abort" ? `taken out after ${steps}` : `done in ${steps}`;
+  }
+
   drawToken(i, step, fresh, numClockSteps, colour) {
-    const { steps, confidences, pieces, numResponse } = this.data;
+    const { steps, confidences, pieces, isLive } = this.data;
     const unmasked = this.isUnmasked(i, step);
     let className = "tok";
-    if (i >= numResponse) className += " after";
+    if (i >= this.numResponse) className += " after";
     if (!unmasked) {
       className += " masked";
     } else {
@@ -153,32 +187,34 @@ class TracePanel {
         ? ` s${Math.min(NUM_STEP_CLASSES - 1, Math.floor((NUM_STEP_CLASSES * steps[i]) / numClockSteps))}`
         : ` c${CONFIDENCE_EDGES.filter((edge) => confidence >= edge).length}`;
     }
-    if (this.drawn[i] === className) return;
-    this.drawn[i] = className;
+    const key = `${className} ${steps[i]} ${pieces[i]}`; // while it arrives, a token may become another one
+    if (this.drawn[i] === key) return;
+    this.drawn[i] = key;
     const token = this.tokens[i];
     token.className = className;
-    token.textContent = unmasked ? visiblePiece(pieces[i]) : blanks(steps[i] < 0 ? " " : pieces[i]);
+    token.textContent = unmasked ? visiblePiece(pieces[i]) : blanks(steps[i] < 0 && !isLive ? " " : pieces[i]);
+    if (isLive) this.breakLines(token, pieces[i]);
     token.setAttribute("aria-label", this.describe(i, unmasked).join(", "));
   }
 
   describe(i, unmasked) {
-    const { promptPieces, pieces, ids, steps, confidences, logprobs, numResponse } = this.data;
+    const { promptPieces, pieces, ids, steps, confidences, logprobs, isLive } = this.data;
     const place = [
       `canvas position ${i} (${promptPieces.length + i} in the sequence)`, `block ${this.tokens[i].dataset.block}`,
     ];
-    if (!unmasked) return ["masked", ...place, steps[i] < 0 ? "never unmasked" : "not yet unmasked"];
+    if (!unmasked) return ["masked", ...place, steps[i] < 0 && !isLive ? "never unmasked" : "not yet unmasked"];
     const lines = [
-      visiblePiece(pieces[i]), ...place, `unmasked in step ${steps[i] + 1} of ${this.numSteps}`,
+      visiblePiece(pieces[i]), ...place, `unmasked in step ${steps[i] + 1}${isLive ? "" : ` of ${this.numSteps}`}`,
       `confidence ${formatNumber(confidences[i], 3)}`, `log-prob ${formatNumber(logprobs[i], 3)}`, `token id ${ids[i]}`,
     ];
-    if (i >= numResponse) lines.push("after the stop: not part of the response");
+    if (i >= this.numResponse) lines.push("after the stop: not part of the response");
     return lines;
   }
 
   /* For screen readers: the answer so far as one text. Set only when the player stands still. */
   showPlainText() {
     this.part("plain").textContent = `Answer so far: ${this.tokens
-      .slice(0, this.data.numResponse).map((token) => (token.classList.contains("masked") ? "▒" : token.textContent)).join("")}`;
+      .slice(0, this.numResponse).map((token) => (token.classList.contains("masked") ? "▒" : token.textContent)).join("")}`;
   }
 
   listen() {
@@ -191,17 +227,21 @@ class TracePanel {
     canvas.addEventListener("focusout", () => this.hideTip());
     canvas.addEventListener("keydown", (event) => {
       const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-      const next = move && this.tokens[Number(indexOf(event)) + move];
       if (event.key === "Escape") this.hideTip();
       if (!move) return;
       // With the focus on a token the arrows walk through the tokens, not through the steps.
       event.stopPropagation();
       event.preventDefault();
-      if (!next) return;
-      event.target.tabIndex = -1;
-      next.tabIndex = 0;
-      next.focus();
+      this.focusToken(Number(indexOf(event)) + move);
     });
+  }
+
+  /* One token at a time can be reached with the tabulator. */
+  focusToken(i) {
+    if (!this.tokens[i]) return;
+    for (const token of this.tokens) token.tabIndex = -1;
+    this.tokens[i].tabIndex = 0;
+    this.tokens[i].focus();
   }
 
   showTip(i) {

@@ -1,72 +1,113 @@
 /* The clock and its controls. One step of the clock is one denoising step of every panel; the clock runs as long as the
-   longest trace, and a panel that ended earlier stands still.
+   longest trace, and a panel that ended earlier stands still. While an answer arrives, the clock grows with it: whoever looks
+   at its last step sees the next one come.
 
    window.unmaskPlayer, for scripts:
      goTo(step)      show the canvas after `step` finished steps, cut to 0..numSteps; stops playing
      play(), pause() run from here (from the start again when at the end); stop
      select(index)   show another record, from step 0
-     state()         { record, step, numSteps, isPlaying, panels: [{ label, step, numSteps, numUnmasked, numResponse,
-                       tokensPerForward, text, fresh, isDone }] }: `text` joins the unmasked response tokens, `fresh`
-                       holds the canvas positions unmasked by the last step */
+     state()         { record, numRecords, step, numSteps, isPlaying, panels: [{ label, step, numSteps, numUnmasked,
+                       numResponse, tokensPerForward, text, fresh, isDone, isLive }] }: `text` joins the unmasked response
+                       tokens, `fresh` holds the canvas positions unmasked by the last step; record -1: there is none */
 "use strict";
 
 /* A whole trace takes about so long at speed 1, within these limits for one step. */
 const PLAY_MS = 12000, SLOWEST_STEP_MS = 800, FASTEST_STEP_MS = 60;
-const ANNOUNCE_EVERY_MS = 3000;
+/* Between two messages for screen readers: at play, and while an answer arrives (its end is said by the page). */
+const ANNOUNCE_EVERY_MS = 3000, ANNOUNCE_LIVE_EVERY_MS = 10000;
+const LONGEST_QUESTION = 80;
 
 class TracePlayer {
-  constructor(root, data) {
+  constructor(root) {
     this.root = root;
-    this.data = data;
     this.part = (role) => root.querySelector(`[data-role="${role}"]`);
+    this.groups = new Map();
+    this.panels = [];
+    this.step = this.numSteps = 0;
     this.colour = "confidence";
     this.speed = 1;
     this.timer = null;
     this.lastAnnounced = 0;
-    this.fillRecords();
     this.listen();
-    this.select(0);
+    this.showGroups();
   }
 
-  fillRecords() {
+  /* Items (see makeItems) that belong together, e.g. those of a file; they replace what the group held before. */
+  setGroup(key, name, items, numLeftOut = 0) {
+    this.groups.set(key, { name, items, numLeftOut });
+    this.showGroups();
+  }
+
+  get items() { return Array.from(this.groups.values()).flatMap((group) => group.items); }
+
+  showGroups() {
+    const { items } = this;
     const mark = (reward) => (reward === null ? "" : reward >= 1 ? "✓" : reward <= 0 ? "✗" : String(reward));
-    for (const [index, item] of this.data.items.entries()) {
+    const option = (item) => {
       const marks = item.panels.map((panel) => mark(panel.reward)).filter(Boolean).join(" → ");
       const characters = Array.from(item.question);
-      const question = characters.length > 80 ? `${characters.slice(0, 79).join("")}…` : item.question;
-      const option = element("option", "", marks ? `${marks}  ${question}` : question);
-      option.value = index;
-      this.part("record").append(option);
-    }
-    if (this.data.numLeftOut) {
-      const isOne = this.data.numLeftOut === 1;
-      this.part("left-out").hidden = false;
-      this.part("left-out").textContent =
-        `${this.data.numLeftOut} trace${isOne ? " has" : "s have"} no counterpart on the other side and ${isOne ? "is" : "are"} not shown.`;
-    }
+      const isLong = characters.length > LONGEST_QUESTION;
+      const question = (isLong ? `${characters.slice(0, LONGEST_QUESTION - 1).join("")}…` : item.question) + item.note;
+      const node = element("option", "", marks ? `${marks}  ${question}` : question);
+      node.value = items.indexOf(item);
+      return node;
+    };
+    const groups = Array.from(this.groups.values()).filter((group) => group.items.length);
+    this.part("record").replaceChildren(...groups.flatMap((group) => {
+      const options = group.items.map(option);
+      if (groups.length === 1) return options;
+      const parent = element("optgroup");
+      parent.label = group.name;
+      parent.append(...options);
+      return [parent];
+    }));
+    const num = groups.reduce((sum, group) => sum + group.numLeftOut, 0);
+    this.part("left-out").hidden = !num;
+    this.part("left-out").textContent =
+      `${num} trace${num === 1 ? " has" : "s have"} no counterpart on the other side and ${num === 1 ? "is" : "are"} not shown.`;
+    this.root.classList.toggle("is-empty", !items.length);
+    if (!items.includes(this.item)) this.select(0); else this.part("record").value = items.indexOf(this.item);
   }
 
+  /* index: a place in `items`, cut to what there is; or one of the items. */
   select(index) {
     this.pause();
-    this.record = Math.max(0, Math.min(this.data.items.length - 1, index));
-    this.part("record").value = this.record;
-    this.panels = this.data.items[this.record].panels.map((panel, i) => new TracePanel(panel, this.data.labels[i] || ""));
-    this.numSteps = Math.max(...this.panels.map((panel) => panel.numSteps));
-    this.part("panels").replaceChildren(...this.panels.map((panel) => panel.root));
-    this.root.classList.toggle("is-compare", this.panels.length > 1);
+    const { items } = this;
+    this.item = typeof index === "number" ? items[Math.max(0, Math.min(items.length - 1, index))] : index;
+    this.part("record").value = items.indexOf(this.item);
+    this.panels = [];
+    if (this.item) this.update(this.item, 0);
+  }
+
+  /* What an item holds has changed: more steps of an answer that arrives, or other panels. step: where to go. */
+  update(item, step = this.step === this.numSteps ? Infinity : this.step) {
+    if (item !== this.item) return;
+    const focused = this.panels.findIndex((panel) => panel.root.contains(document.activeElement));
+    const index = focused >= 0 && document.activeElement.dataset.index;
+    const panels = item.panels.map((data, i) => (this.panels[i] && this.panels[i].data === data
+      ? this.panels[i] : new TracePanel(data, item.labels[i], (picked) => this.goTo(picked))));
+    if (panels.length !== this.panels.length || panels.some((panel, i) => panel !== this.panels[i])) {
+      this.panels = panels;
+      this.part("panels").replaceChildren(...panels.map((panel) => panel.root));
+      if (index && panels[focused]) panels[focused].focusToken(Number(index));
+    }
+    for (const panel of panels) if (panel.data.isLive) panel.grow();
+    this.root.classList.toggle("is-compare", panels.length > 1);
+    this.numSteps = Math.max(...panels.map((panel) => panel.numSteps));
     this.part("scrub").max = this.numSteps;
     this.drawLegend();
-    this.show(0);
+    this.show(step);
   }
 
   show(step) {
     this.step = Math.max(0, Math.min(this.numSteps, Math.round(step)));
-    const states = this.panels.map((panel) => panel.draw(this.step, this.numSteps, this.colour));
+    const clock = { numSteps: this.numSteps, highestBar: Math.max(0, ...this.panels.map((panel) => panel.highestBar)) };
+    const states = this.panels.map((panel) => panel.draw(this.step, clock, this.colour));
     const scrub = this.part("scrub");
     scrub.value = this.step;
     scrub.setAttribute("aria-valuetext", `step ${this.step} of ${this.numSteps}`);
     this.part("counter").textContent = `step ${this.step} of ${this.numSteps}`;
-    if (!this.isPlaying) this.panels.forEach((panel) => panel.showPlainText());
+    if (!this.isPlaying && !states.some((state) => state.isLive)) this.panels.forEach((panel) => panel.showPlainText());
     this.announce(states);
   }
 
@@ -75,7 +116,7 @@ class TracePlayer {
   goTo(step) { this.pause(); this.show(step); }
 
   play() {
-    if (this.isPlaying) return;
+    if (this.isPlaying || !this.panels.length) return;
     if (this.step >= this.numSteps) this.show(0);
     this.setTimer();
   }
@@ -84,7 +125,7 @@ class TracePlayer {
     clearTimeout(this.timer);
     this.timer = null;
     this.drawPlayButton();
-    if (this.panels) this.panels.forEach((panel) => panel.showPlainText());
+    this.panels.forEach((panel) => panel.showPlainText());
   }
 
   toggle() { if (this.isPlaying) this.pause(); else this.play(); }
@@ -114,19 +155,24 @@ class TracePlayer {
       : Array.from({ length: NUM_STEP_CLASSES }, (_, i) =>
           entry(`s${i}`, i === 0 ? "first steps" : i === NUM_STEP_CLASSES - 1 ? `last steps (of ${this.numSteps})` : ""));
     entries.unshift(entry("masked", "masked"), entry("fresh", "new in this step"));
-    if (this.panels.some((panel) => panel.data.numResponse < panel.tokens.length)) entries.push(entry("after", "after the stop", "ab"));
+    if (this.panels.some((panel) => panel.numResponse < panel.tokens.length)) entries.push(entry("after", "after the stop", "ab"));
+    const texts = entries.map((node) => node.textContent).join();
+    if (texts === this.legend) return; // an answer that arrives asks many times
+    this.legend = texts;
     this.part("legend").replaceChildren(...entries);
   }
 
-  /* At most one message per interval while playing, and always the last one. */
+  /* At most one message per interval, and always the last one. */
   announce(states) {
-    clearTimeout(this.announcement);
-    const say = () => {
+    this.states = states;
+    if (this.announcement) return;
+    const every = states.some((state) => state.isLive) ? ANNOUNCE_LIVE_EVERY_MS : ANNOUNCE_EVERY_MS;
+    this.announcement = setTimeout(() => {
+      this.announcement = null;
       this.lastAnnounced = Date.now();
-      this.part("live").textContent = states.map((state) => (state.label ? `${state.label}: ` : "")
+      this.part("live").textContent = this.states.map((state) => (state.label ? `${state.label}: ` : "")
         + `step ${state.step} of ${state.numSteps}, ${state.numUnmasked} of ${state.numResponse} tokens unmasked`).join(". ");
-    };
-    this.announcement = setTimeout(say, Math.max(300, this.lastAnnounced + ANNOUNCE_EVERY_MS - Date.now()));
+    }, Math.max(300, this.lastAnnounced + every - Date.now()));
   }
 
   listen() {
@@ -176,17 +222,19 @@ class TracePlayer {
   }
 
   state() {
+    const { items } = this;
     return {
-      record: this.record, step: this.step, numSteps: this.numSteps, isPlaying: this.isPlaying,
+      record: items.indexOf(this.item), numRecords: items.length, step: this.step, numSteps: this.numSteps, isPlaying: this.isPlaying,
       panels: this.panels.map((panel) => panel.stateAt(this.step)),
     };
   }
 }
 
-(() => {
+/* The player of the page, if there is one, with the records that the page was made with. */
+const thePlayer = (() => {
   const root = document.getElementById("player");
-  if (!root) return;
-  const player = new TracePlayer(root, JSON.parse(document.getElementById("player-data").textContent));
+  if (!root) return null;
+  const player = new TracePlayer(root);
   window.unmaskPlayer = {
     goTo: (step) => player.goTo(step),
     play: () => player.play(),
@@ -194,5 +242,11 @@ class TracePlayer {
     select: (index) => player.select(index),
     state: () => player.state(),
   };
-  player.playWhenSeen();
+  const { name, records, compare, labels } = JSON.parse(document.getElementById("player-data").textContent);
+  if (records.length) {
+    const { items, numLeftOut } = makeItems(records, compare, labels);
+    player.setGroup("file", name, items, numLeftOut);
+    player.playWhenSeen();
+  }
+  return player;
 })();

@@ -1,0 +1,174 @@
+"""The engine in a process of its own: what the server computes for its clients takes nothing from it but the machine's cores.
+
+`ProcessLink` starts the process, and connects an `AsyncEngine` with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unmask.config import EngineLimits
+from unmask.engine.worker import Close, Command, News, Worker
+from unmask.errors import UnmaskError
+
+if TYPE_CHECKING:
+    from unmask.models import Decoder
+
+# A fresh interpreter, and no copy of the caller's main module: a script without a guard would start itself again.
+_CODE = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from unmask.serve.engine_process import main; main()"
+_END_S = 10.0  # for a process to end by itself
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where weights are: a model folder, and perhaps one of adapters that are merged into them."""
+
+    folder: Path
+    adapter: Path | None = None
+
+    def load(self, device: str, dtype: str) -> Decoder:
+        """Raises `UnmaskError`."""
+        from unmask.launch import pick_device, pick_precision
+        from unmask.models.checkpoint import find_dtype, load_model
+        from unmask.models.lora import load_adapter, merge_adapter
+
+        target = pick_device(device)
+        precision = pick_precision(dtype, target)
+        if self.adapter is None:
+            return load_model(self.folder, device=target, dtype=precision)
+        model = load_model(self.folder, device=target, dtype="float32")  # merged in float32, and rounded once
+        return merge_adapter(load_adapter(model, self.adapter)).to(find_dtype(precision))
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    source: Source
+    device: str
+    dtype: str
+    limits: EngineLimits
+    num_threads: int = 0
+
+
+class ProcessLink:
+    """To a worker in another process, which ends with this one."""
+
+    def __init__(self, options: EngineOptions):
+        """Starts it and waits until it has loaded the model. Raises `UnmaskError` with what it says otherwise."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            command = [sys.executable, "-c", _CODE, json.dumps(sys.path), str(theirs.fileno())]
+            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        self._connection = Connection(ours.detach())
+        try:
+            self._connection.send(options)
+            message = self._connection.recv()
+        except (EOFError, OSError):
+            code = self._process.wait()
+            raise UnmaskError(f"the engine's process ended as it started, with exit code {code}") from None
+        except BaseException:
+            self.kill()
+            raise
+        if message is not None:
+            self._process.wait()
+            raise UnmaskError(message)
+        self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+
+    def start(self, deliver: Callable[[list[News] | None], None]) -> None:
+        threading.Thread(target=self._receive, args=(deliver,), name="unmask-receive", daemon=True).start()
+        threading.Thread(target=self._send, name="unmask-send", daemon=True).start()
+
+    def send(self, command: Command) -> None:
+        self._commands.put(command)
+
+    def join(self) -> None:
+        try:
+            self._process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def _receive(self, deliver: Callable[[list[News] | None], None]) -> None:
+        try:
+            while True:
+                deliver(self._connection.recv())
+        except (EOFError, OSError):
+            deliver(None)
+
+    def _send(self) -> None:
+        # Apart from the event loop: a pipe that is full, as the engine is in a long forward, would hold it up.
+        while True:
+            command = self._commands.get()
+            try:
+                self._connection.send(command)
+            except OSError:
+                return
+            if isinstance(command, Close):
+                return
+
+
+def main() -> None:
+    """The process. It ends when it is told to, and when the other one is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to both; the other one says when to end
+    connection = Connection(int(sys.argv[2]))
+    options: EngineOptions = connection.recv()
+    try:
+        worker = Worker(*_prepare(options, connection))
+    except UnmaskError as error:
+        connection.send(str(error))
+        return
+    connection.send(None)
+    worker.run()
+
+
+def _prepare(options: EngineOptions, connection: Connection) -> tuple[Any, ...]:
+    import torch
+
+    from unmask.data.chat import ChatTokenizer
+    from unmask.engine import Engine
+
+    if options.num_threads:
+        torch.set_num_threads(options.num_threads)
+    model = options.source.load(options.device, options.dtype)
+    tokenizer = ChatTokenizer.load(options.source.folder)
+    engine = Engine(model, decode=tokenizer.decode, **options.limits.model_dump())
+
+    def take(waits: bool) -> list[Command]:
+        taken = []
+        try:
+            while waits or connection.poll():
+                taken.append(connection.recv())
+                waits = False
+        except (EOFError, OSError):
+            return [Close()]
+        return taken
+
+    def tell(news: list[News]) -> None:
+        with contextlib.suppress(OSError):  # the next `take` finds out
+            connection.send(news)
+
+    def load(source: Source) -> Decoder:
+        new = source.load(options.device, options.dtype)
+        if new.spec != model.spec:
+            raise UnmaskError(f"{source.folder}: is another model than the one being served; start a server for it")
+        return new
+
+    return engine, take, tell, load

@@ -1,0 +1,222 @@
+"""From a request to the engine and back: what is asked of it, who is let in, what is counted. Knows nothing of HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from unmask.config import ServeRecipe
+from unmask.data.chat import ChatTokenizer
+from unmask.engine import AsyncEngine, EngineFailedError, RequestOutput
+from unmask.engine.aio import Decoding
+from unmask.errors import UnmaskError
+from unmask.evaluate.records import fingerprint
+from unmask.models.spec import ModelSpec
+from unmask.serve.admission import Admission
+from unmask.serve.engine_process import Source
+from unmask.serve.errors import ApiError
+from unmask.serve.metrics import Metrics
+from unmask.serve.protocol import ChatRequest, CompletionRequest, ReloadRequest
+from unmask.types import Example, Message, SamplingParams
+
+_LONG_TEXT = 10_000  # characters that are tokenised beside the event loop, not on it
+_WINDOW_S = 10  # of the speed and of the loop's delay
+
+
+@dataclass(slots=True)
+class Job:
+    """What a request asks for. prompts: token ids; params: of every answer, the answers to the first prompt first."""
+
+    request: ChatRequest | CompletionRequest
+    prompts: list[list[int]]
+    params: list[SamplingParams]
+    started: float
+
+    def prompt(self, index: int) -> list[int]:
+        """Of an answer."""
+        return self.prompts[index // self.request.n]
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return sum(map(len, self.prompts))
+
+
+class Service:
+    """One model being served. engine: running. find: a checkpoint's name -> its folder."""
+
+    def __init__(
+        self, engine: AsyncEngine, tokenizer: ChatTokenizer, spec: ModelSpec, recipe: ServeRecipe, source: Source, name: str
+    ):
+        self.engine, self.tokenizer, self.spec, self.recipe, self.source, self.name = (
+            engine, tokenizer, spec, recipe, source, name
+        )  # fmt: skip
+        self.sampling, self.limits = recipe.sampling, recipe.server
+        self.metrics = Metrics()
+        self.admission = Admission(recipe.engine.max_sequences + recipe.server.max_queue, recipe.server.max_per_key)
+        self.created = int(time.time())
+        self.fingerprint = f"{source.folder.name}@{fingerprint(source.folder)}"
+        self.is_ending = False
+        self.max_context = recipe.server.max_context or spec.rotary.max_positions or 2**31
+        self._tokenizing = ThreadPoolExecutor(1, "unmask-tokenize")
+        self._reloading = asyncio.Lock()
+        self._num_tokens = 0
+        self._seconds: deque[tuple[float, int, float]] = deque([(time.monotonic(), 0, 0.0)], maxlen=_WINDOW_S + 1)
+
+    # What is asked
+
+    async def plan(self, request: ChatRequest | CompletionRequest) -> Job:
+        """Raises `ApiError` for what cannot be decoded."""
+        started = time.monotonic()
+        if request.model is not None and request.model != self.name:
+            raise ApiError(
+                404, f"the model {request.model!r} is not here; this server has {self.name!r}", param="model",
+                code="model_not_found",
+            )  # fmt: skip
+        seed = secrets.randbits(53) if request.seed is None else request.seed
+        try:
+            params = request.sampling(self.sampling, seed)
+        except ValidationError as error:
+            raise describe(error) from None
+        is_chat = isinstance(request, ChatRequest)
+        num = request.n * (1 if isinstance(request, ChatRequest) else len(request.prompts))
+        if is_chat and params.stop_token_ids is None and not params.ignore_eos:
+            params = params.model_copy(update={"stop_token_ids": self.tokenizer.stop_ids(self.spec.eos_token_ids)})
+        if num > self.limits.max_choices:
+            raise ApiError(400, f"{num} answers are asked for; this server gives at most {self.limits.max_choices}", param="n")
+        try:
+            prompts = await self._prompts(request)
+        except UnmaskError as error:
+            raise ApiError(400, str(error), param="messages" if is_chat else "prompt") from None
+        params = self._fit(params, max(map(len, prompts)), is_given=request._limit is not None)
+        return Job(request, prompts, [params.model_copy(update={"seed": (seed + i) % 2**63}) for i in range(num)], started)
+
+    async def _prompts(self, request: ChatRequest | CompletionRequest) -> list[list[int]]:
+        if isinstance(request, ChatRequest):
+            roles = ["system" if message.role == "developer" else message.role for message in request.messages]
+            turns = [Message(role=r, content=m.text) for r, m in zip(roles, request.messages, strict=True)]
+            return [await self._encode(self.tokenizer.prompt_text(Example(id="messages", messages=tuple(turns))))]
+        return [prompt if isinstance(prompt, list) else await self._encode(prompt) for prompt in request.prompts]
+
+    async def _encode(self, text: str) -> list[int]:
+        if len(text) < _LONG_TEXT:
+            return self.tokenizer.encode(text)
+        return await asyncio.get_running_loop().run_in_executor(self._tokenizing, self.tokenizer.encode, text)
+
+    def _fit(self, params: SamplingParams, num_prompt: int, *, is_given: bool) -> SamplingParams:
+        """Within the model's context: a limit that nobody asked for is lowered to it."""
+        room = self.max_context - num_prompt
+        if room >= params.max_new_tokens:
+            return params
+        if is_given or room < 1 or room < params.min_tokens:
+            raise ApiError(
+                400, f"{num_prompt} prompt tokens and max_tokens {params.max_new_tokens} are more than the context of "
+                f"{self.max_context} tokens", param="max_tokens", code="context_length_exceeded",
+            )  # fmt: skip
+        return params.model_copy(update={"max_new_tokens": room})
+
+    # Decoding
+
+    @asynccontextmanager
+    async def decoding(self, job: Job, key: str) -> AsyncIterator[list[Decoding]]:
+        """The job's answers being decoded; at the end of the block those that are not finished are taken out.
+
+        Raises `ApiError` where there is no room, the engine refuses, or the time is over.
+        """
+        if self.is_ending:
+            raise ApiError(503, "the server is about to end", headers={"Retry-After": "5"})
+        requests: list[Decoding] = []
+        with self.admission.place(key, len(job.params)):
+            try:
+                async with asyncio.timeout(self.limits.request_timeout_s):
+                    for index, params in enumerate(job.params):
+                        requests.append(
+                            await self.engine.submit(
+                                job.prompt(index), params, name="the request",
+                                reports_steps=bool(job.request.stream)
+                                and (job.request.wants_steps or job.request.wants_logprobs),
+                            )
+                        )  # fmt: skip
+                    self.metrics.prompt_tokens.inc(job.num_prompt_tokens)
+                    yield requests
+                    seconds = time.monotonic() - job.started
+                    self.metrics.duration.observe(seconds)
+                    self.admission.note_duration(seconds)
+            except UnmaskError as error:
+                raise ApiError(400, str(error)) from None
+            except EngineFailedError as error:
+                raise ApiError(503, str(error)) if self.is_ending else ApiError(500, f"the engine failed: {error}") from None
+            except TimeoutError:
+                raise ApiError(504, f"the answer took longer than {self.limits.request_timeout_s:g} s") from None
+            finally:
+                for request in requests:
+                    request.cancel()
+
+    def count(self, job: Job, news: RequestOutput, *, is_first: bool) -> None:
+        """is_first: of an answer's committed tokens."""
+        self._num_tokens += len(news.new_ids)
+        self.metrics.tokens.inc(len(news.new_ids))
+        if is_first:
+            self.metrics.first_block.observe(time.monotonic() - job.started)
+        if news.trace is not None:
+            self.metrics.per_forward.observe(news.trace.tokens_per_forward)
+
+    # Beside it
+
+    async def reload(self, wanted: ReloadRequest, folder: Path) -> int:
+        """Other weights of the same model; the policy version. Raises `ApiError`."""
+        adapter = Path(wanted.adapter) if wanted.adapter else None if wanted.path else self.source.adapter
+        source = Source(folder, adapter)
+        async with self._reloading:
+            try:
+                version = await self.engine.update_weights(source, policy_version=wanted.policy_version)
+            except UnmaskError as error:
+                raise ApiError(400, str(error)) from None
+            except EngineFailedError as error:
+                raise ApiError(500, f"the engine failed: {error}") from None
+            self.fingerprint = f"{folder.name}@{await asyncio.to_thread(fingerprint, folder)}"
+            return version
+
+    async def watch(self) -> None:
+        """Once a second: how late the event loop is, and how much has been decoded."""
+        while True:
+            worst = 0.0
+            for _ in range(20):
+                before = time.monotonic()
+                await asyncio.sleep(0.05)
+                worst = max(worst, time.monotonic() - before - 0.05)
+            self._seconds.append((time.monotonic(), self._num_tokens, worst))
+
+    def render_metrics(self) -> tuple[bytes, str]:
+        (start, before, _), (now, after, _) = self._seconds[0], self._seconds[-1]
+        speed = (after - before) / (now - start) if now > start else 0.0
+        self.metrics.loop_lag.set(max(lag for _, _, lag in self._seconds))
+        return self.metrics.render(self.engine.snapshot, speed, self.admission.num_answers)
+
+
+def describe(error: ValidationError, skip: Sequence[str] = ()) -> ApiError:
+    """The first thing that is wrong with a request, and where."""
+    problems = error.errors(include_url=False, include_context=False, include_input=False)
+    return describe_problems(problems, skip)
+
+
+def describe_problems(problems: Sequence, skip: Sequence[str] = ()) -> ApiError:
+    """From pydantic's list of errors. skip: names that stand before the place in the request."""
+    problem = max(problems, key=lambda p: (p["type"] == "extra_forbidden", len(p["loc"])))  # of several forms, the nearest
+    # Names of alternatives (list[str], str) stand in the places, too; field names have no such form.
+    parts = [str(p) for p in problem["loc"] if p not in skip and not (isinstance(p, str) and (p in ("str", "int") or "[" in p))]
+    where = ".".join(parts)
+    if problem["type"] == "extra_forbidden":
+        return ApiError(400, f"unknown field {where!r}", param=where, code="unknown_parameter")
+    if problem["type"] == "missing":
+        return ApiError(400, f"field {where!r} is missing", param=where, code="missing_required_parameter")
+    message = problem["msg"].removeprefix("Value error, ")
+    return ApiError(400, f"{where}: {message}" if where else message, param=where or None)

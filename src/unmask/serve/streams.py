@@ -1,0 +1,202 @@
+"""Answers while they come: server-sent events, sent as fast as the client takes them, ended when it goes away."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from typing import Any, TypeVar
+
+from unmask.data.text_stream import TextStream
+from unmask.engine import RequestOutput
+from unmask.engine.aio import Decoding
+from unmask.serve import answers
+from unmask.serve.answers import Form
+from unmask.serve.errors import ApiError
+from unmask.serve.gate import Receive, Scope, Send
+from unmask.serve.metrics import Metrics
+from unmask.serve.service import Job, Service
+from unmask.types import Trace
+
+T = TypeVar("T")
+DONE = b"data: [DONE]\n\n"
+
+
+class ClientGoneError(Exception):
+    """Nobody reads the answer any more."""
+
+
+async def whole_answer(service: Service, job: Job, key: str, form: Form) -> dict[str, Any]:
+    """The answer as one object. Raises `ApiError`."""
+    async with service.decoding(job, key) as requests:
+        return await _whole(service, job, requests, form)
+
+
+async def _whole(service: Service, job: Job, requests: list[Decoding], form: Form) -> dict[str, Any]:
+    choices: list[dict[str, Any]] = []
+    traces: list[Trace] = []
+    for index, request in enumerate(requests):
+        is_first = True
+        async for news in request:
+            service.count(job, news, is_first=is_first and bool(news.new_ids))
+            is_first = is_first and not news.new_ids
+            if news.trace is not None:
+                traces.append(news.trace)
+        trace = traces[index]
+        logprobs = None
+        if job.request.wants_logprobs:
+            logprobs = form.logprobs(trace.response_ids, trace.logprobs[: trace.num_response_tokens], 0)
+        extra = answers.facts(trace, with_trace=job.request.wants_trace)
+        text = answers.answer_text(service.tokenizer, trace)
+        choices.append(form.choice(index, text, trace.finish_reason, logprobs, extra))
+        if index % 8 == 7:
+            await asyncio.sleep(0)  # others have their turn
+    return form.answer(choices, answers.usage(job.num_prompt_tokens, traces))
+
+
+async def chunks(service: Service, job: Job, key: str, form: Form) -> AsyncGenerator[dict[str, Any]]:
+    """The answer as the objects of a stream, each as soon as there is news. Raises `ApiError`."""
+    async with service.decoding(job, key) as requests:
+        streams = [_ChoiceStream(service, job, form, index) for index in range(len(requests))]
+        for stream in streams:
+            yield form.event([stream.beginning()])
+        traces: list[Trace] = []
+        async with contextlib.aclosing(_merged(requests)) as news_of_all:
+            async for index, news in news_of_all:
+                for part in streams[index].parts(news):
+                    yield form.event([part])
+                if news.trace is not None:
+                    traces.append(news.trace)
+        if job.request.stream_options is not None and job.request.stream_options.include_usage:
+            yield form.event([], answers.usage(job.num_prompt_tokens, traces))
+
+
+class _ChoiceStream:
+    """One answer of a stream."""
+
+    def __init__(self, service: Service, job: Job, form: Form, index: int):
+        self.service, self.job, self.form, self.index = service, job, form, index
+        self.text = TextStream(service.tokenizer, job.params[index].stop_strings)
+        self.num_told = self.num_characters = 0
+        self.logprobs: dict[int, float] = {}  # by canvas position
+
+    def beginning(self) -> dict[str, Any]:
+        if not self.job.request.wants_steps:
+            return self.form.part(self.index, "", is_first=True)
+        params, spec, prompt = self.job.params[self.index], self.service.spec, self.job.prompt(self.index)
+        block_size, is_causal = params.block_size or spec.block_size, spec.attention == "block_causal"
+        num_canvas = params.max_new_tokens
+        if is_causal:
+            num_canvas += -(len(prompt) + num_canvas) % block_size  # blocks are decoded whole
+        start = answers.beginning(self.service.tokenizer, prompt, block_size, num_canvas, is_causal)
+        return self.form.part(self.index, "", extra=start, is_first=True)
+
+    def parts(self, news: RequestOutput) -> list[dict[str, Any]]:
+        self.service.count(self.job, news, is_first=self.num_told == 0 and bool(news.new_ids))
+        parts, wants = [], self.job.request
+        if news.unmasked is not None:
+            self.logprobs |= zip(news.unmasked.positions, news.unmasked.logprobs, strict=True)
+            if wants.wants_steps:
+                event = answers.step_event(self.service.tokenizer, news.unmasked)
+                parts.append(self.form.part(self.index, None, extra=event))
+        text = self.text.push(news.new_ids) if news.new_ids else ""
+        if news.trace is not None:
+            text += self.text.finish()
+        logprobs = None
+        if wants.wants_logprobs and news.new_ids:
+            values = [self.logprobs[self.num_told + i] for i in range(len(news.new_ids))]
+            logprobs = self.form.logprobs(news.new_ids, values, self.num_characters)
+        self.num_told += len(news.new_ids)
+        self.num_characters += len(text)
+        if text or logprobs:
+            parts.append(self.form.part(self.index, text, logprobs=logprobs))
+        if (trace := news.trace) is not None:
+            extra = answers.facts(trace, with_trace=wants.wants_trace)
+            parts.append(self.form.part(self.index, None, trace.finish_reason, extra=extra))
+        return parts
+
+
+async def _merged(requests: Sequence[Decoding]) -> AsyncGenerator[tuple[int, RequestOutput]]:
+    """(number of the request, its news) in the order they come."""
+    if len(requests) == 1:
+        async for news in requests[0]:
+            yield 0, news
+        return
+    waiting = {asyncio.ensure_future(anext(request)): i for i, request in enumerate(requests)}
+    try:
+        while waiting:
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                index = waiting.pop(task)
+                news = task.result()
+                yield index, news
+                if news.trace is None:
+                    waiting[asyncio.ensure_future(anext(requests[index]))] = index
+    finally:
+        for task in waiting:
+            task.cancel()
+
+
+class EventStream:
+    """An ASGI answer: the objects of a generator as server-sent events.
+
+    The first one is waited for before the status is sent, so that what is refused has its own. A client that goes away, or
+    does not read for `write_timeout_s`, ends it; the generator is closed in any case.
+    """
+
+    def __init__(self, objects: AsyncGenerator[dict[str, Any]], metrics: Metrics, write_timeout_s: float):
+        self.objects, self.metrics, self.write_timeout_s = objects, metrics, write_timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await unless_gone(self._send(send), receive)
+        except (ClientGoneError, OSError):
+            self.metrics.disconnects.inc()
+
+    async def _send(self, send: Send) -> None:
+        async with contextlib.aclosing(self.objects):
+            await self._send_all(send)
+
+    async def _send_all(self, send: Send) -> None:
+        item = await anext(self.objects)  # raises before anything is sent
+        headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"),
+                   (b"x-accel-buffering", b"no")]  # fmt: skip
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        try:
+            await self._put(send, item)
+            async for item in self.objects:
+                await self._put(send, item)
+            last = DONE
+        except ApiError as error:
+            self.metrics.errors.labels(error.type).inc()
+            last = b"data: " + error.encode() + b"\n\n"
+        await send({"type": "http.response.body", "body": last})
+
+    async def _put(self, send: Send, item: dict[str, Any]) -> None:
+        body = b"data: " + json.dumps(item, separators=(",", ":")).encode() + b"\n\n"
+        try:
+            async with asyncio.timeout(self.write_timeout_s):
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+        except TimeoutError:
+            raise ClientGoneError from None
+
+
+async def unless_gone(work: Coroutine[Any, Any, T], receive: Receive) -> T:
+    """What `work` returns; raises `ClientGoneError`, and cancels it, when the client goes away before."""
+
+    async def gone() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    task, listener = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait((task, listener), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done() or task.cancelled():  # cancelled by its own time limit, as it waited for the client
+            raise ClientGoneError
+        return task.result()
+    finally:
+        for one in (task, listener):
+            one.cancel()
+        with contextlib.suppress(asyncio.CancelledError, ClientGoneError, Exception):
+            await task
