@@ -211,6 +211,14 @@ def test_mistakes_of_view(traces, tmp_path, monkeypatch, words, message) -> None
     assert [file.name for file in tmp_path.iterdir()] == ["traces.jsonl"]
 
 
+def test_records_to_compare_need_an_id_in_common(traces, tmp_path) -> None:
+    other = tmp_path / "other.jsonl"
+    other.write_text(traces.read_text().splitlines()[0].replace('"id": "0"', '"id": "7"') + "\n")
+    result = unmask("view", traces, "--compare", other, "--gif", tmp_path / "x.gif")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "the two files have no id in common (first ids: '0' and '7')" in result.stderr
+
+
 def test_the_traces_are_not_overwritten(traces) -> None:
     named = traces.rename(traces.with_suffix(".gif"))
     before = named.read_text()

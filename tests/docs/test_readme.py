@@ -104,6 +104,9 @@ def test_commands(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "evaluation/results.json",
         "curves/plot.html",
         "curves/plot.png",
+        "answer.gif",
+        "compared.gif",
+        "generated.gif",
     ):
         assert (folder / name).stat().st_size > 0
     sft, rl = (tomllib.loads((folder / "runs" / name / "recipe.toml").read_text()) for name in ("terse-sft", "terse-rl"))

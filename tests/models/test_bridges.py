@@ -64,7 +64,9 @@ SDAR_KEYS = {
     "num_key_value_heads", "head_dim", "rms_norm_eps", "rope_theta", "tie_word_embeddings", "attention_bias", "hidden_act",
     "max_position_embeddings", "eos_token_id", "torch_dtype",
 }  # fmt: skip
-MOE_KEYS = SDAR_KEYS | {"num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob"}
+MOE_KEYS = SDAR_KEYS | {"num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob", "mlp_only_layers",
+    "decoder_sparse_step",
+}  # fmt: skip
 # configuration_dream.py: rope_theta 10000 and mask_token_id 151666 if the config has none.
 DREAM_KEYS = (SDAR_KEYS - {"attention_bias", "head_dim"}) | {"mask_token_id", "pad_token_id"}
 # configuration_llada.py (as in charleschen-ml/pa-dllm), `ModelConfig`: a GPT-like model with learned positions, dropout of 0.1

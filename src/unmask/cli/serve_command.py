@@ -14,9 +14,7 @@ def serve(
     checkpoint: Checkpoint,
     settings: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[KEY=VALUE]...", help="sampling parameters, engine.KEY and server.KEY; later ones win"
-        ),
+        typer.Argument(metavar="[KEY=VALUE]...", help="sampling parameters, engine.KEY and server.KEY; later ones win"),
     ] = None,
     adapter: Annotated[Path | None, typer.Option(help="folder of LoRA adapters to merge into the weights")] = None,
     host: Annotated[str, typer.Option(help="address to listen on; the same as server.host")] = "",
@@ -25,9 +23,7 @@ def serve(
     mode: Annotated[str, typer.Option(help="static or dynamic: the settings `unmask eval` has under this name")] = "",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16; auto = bfloat16 on GPUs, float32 on CPUs")] = "auto",
-    num_threads: Annotated[
-        int, typer.Option("--threads", min=0, max=1024, help="of the engine, on CPUs; 0 = all")
-    ] = 0,
+    num_threads: Annotated[int, typer.Option("--threads", min=0, max=1024, help="of the engine, on CPUs; 0 = all")] = 0,
     api_key_file: Annotated[
         Path | None, typer.Option(help="keys of those who may use /v1, one a line; also UNMASK_API_KEYS, with commas")
     ] = None,

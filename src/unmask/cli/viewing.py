@@ -9,7 +9,7 @@ from unmask.files import write_text
 from unmask.types import TraceRecord
 from unmask.viewer import load_records, render_player
 from unmask.viewer.animation import check_animation, draw_animation
-from unmask.viewer.player import DEFAULT_LABELS, pair_records
+from unmask.viewer.player import DEFAULT_LABELS
 
 
 def run_view(traces: Path, compare: Path | None, output: Path | None, gif: Path | None, record_id: str | None) -> None:
@@ -47,6 +47,12 @@ def _find(records: list[TraceRecord], record_id: str | None, path: Path) -> Trac
 def _find_pair(
     records: list[TraceRecord], other: list[TraceRecord], record_id: str | None, path: Path
 ) -> list[TraceRecord]:  # fmt: skip
-    pairs = pair_records(records, other)
-    first = _find([pair[0] for pair in pairs], record_id, path)
-    return list(next(pair for pair in pairs if pair[0] is first))
+    """The first record whose id the other file has, too (or the one with this id), and that file's first with the id."""
+    theirs: dict[str, TraceRecord] = {}
+    for record in other:
+        theirs.setdefault(record.id, record)
+    shared = [record for record in records if record.id in theirs]
+    if not shared:
+        raise UnmaskError(f"the two files have no id in common (first ids: {records[0].id!r} and {other[0].id!r})")
+    mine = _find(shared, record_id, path)
+    return [mine, theirs[mine.id]]
