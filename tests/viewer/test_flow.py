@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import pytest
 
 from tests.conftest import random_prompts
 from tests.models.rows import opinionated
 from unmask.diffusion.generate import generate
-from unmask.types import SamplingParams
-from unmask.viewer.flow import Canvas, flow, level, num_before, shown_text, trace_canvas
+from unmask.types import SamplingParams, html
+from unmask.viewer.flow import LEVELS, Canvas, flow, level, num_before, shown_text, trace_canvas
+from unmask.viewer.page import read_asset
+from unmask.viewer.player import PLAYER_SCRIPTS
 
 
 def lines(texts: list[str], num_columns: int, borders: tuple[int, ...] = ()) -> list[str]:
@@ -61,8 +66,11 @@ def test_what_a_model_writes_cannot_move_the_cursor(piece, expected) -> None:
     assert shown_text(piece, 7) == expected
 
 
-def test_levels_are_those_of_the_page() -> None:
-    assert [level(c) for c in (0.0, 0.49, 0.5, 0.75, 0.9, 0.98, 0.99, 1.0)] == [0, 0, 1, 2, 3, 3, 4, 4]
+def test_levels_are_those_of_the_page_and_of_notebooks() -> None:
+    scripts = "".join(read_asset(name) for name in PLAYER_SCRIPTS)
+    (edges,) = re.findall(r"CONFIDENCE_EDGES = (\[.*?\]);", scripts)
+    assert tuple(json.loads(edges)) == LEVELS == html._LIMITS
+    assert [level(c) for c in (0.0, *LEVELS, 1.0)] == [0, 1, 2, 3, 4, 4]
 
 
 def test_steps_fill_the_canvas_and_blocks_come_one_by_one() -> None:
