@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help quickstart test coverage test-slow test-lm-eval check bench bench-scale clean
+.PHONY: help quickstart test coverage test-slow test-lm-eval check bench bench-serve bench-scale clean
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -40,6 +40,9 @@ bench: $(READY) ## speed, as ratios against stated baselines
 	$(BIN)/python benchmarks/padding.py
 	$(BIN)/python benchmarks/load.py
 	$(BIN)/python benchmarks/sandbox.py
+
+bench-serve: $(READY) ## latency against throughput of the server, with the engine's ceiling beside
+	$(BIN)/python benchmarks/serve.py $(ARGS)
 
 bench-scale: $(READY) ## seconds of an RL step: with two processes here, predicted for 8 to 512 GPUs
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scale.py $(ARGS)

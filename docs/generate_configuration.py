@@ -23,7 +23,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from unmask.attention import BACKENDS
-from unmask.config import EvalRecipe, Plugin, RlRecipe, SftRecipe
+from unmask.config import EvalRecipe, Plugin, RlRecipe, ServerConfig, SftRecipe
 from unmask.data.sources import SOURCES
 from unmask.diffusion.remasking import STRATEGIES
 from unmask.models import FAMILIES, Decoder
@@ -155,6 +155,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "SftRecipe": lambda: table(rows_of(SftRecipe, None)),
     "RlRecipe": lambda: table(rows_of(RlRecipe, None)),
     "EvalRecipe": lambda: table(rows_of(EvalRecipe, None)),
+    "ServerConfig": lambda: table(rows_of(ServerConfig, None, "server.")),
     "SamplingParams": lambda: table(rows_of(SamplingParams, None)),
     "sources": lambda: parts(SOURCES, "source.options."),
     "sft objectives": lambda: parts(SFT_OBJECTIVES, "objective.options."),

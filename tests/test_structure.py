@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ PACKAGE = ROOT / "src" / "unmask"
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"lm_harness", "quickstart"},
+    {"lm_harness", "quickstart", "serve"},
     {"launch"},
     {"evaluate", "viewer"},
     {"rl"},
@@ -40,6 +41,9 @@ OPTIONAL = {
     "lm_eval": "lm_harness.py",
     "openai": "rewards/chat_endpoint.py",
     "ray": "rl/cluster.py",
+    "fastapi": "serve/api.py",
+    "uvicorn": "serve/server.py",
+    "prometheus_client": "serve/metrics.py",
     "tensorboard": "train/sinks.py",
     "wandb": "train/sinks.py",
 }
@@ -69,6 +73,16 @@ def imports(file: Path) -> list[tuple[int, str]]:
 
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+
+@cache
+def imported_packages(file: Path) -> frozenset[str]:
+    """Every part of the name of every module that a file imports, but for ours."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        names += [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+    return frozenset(part for name in names if not name.startswith("unmask") for part in name.split("."))
 
 
 @pytest.mark.parametrize("file", SOURCES, ids=lambda f: str(f.relative_to(PACKAGE)))
@@ -107,13 +121,7 @@ def test_light_parts_leave_torch_unloaded(what: str) -> None:
 
 @pytest.mark.parametrize("package", OPTIONAL)
 def test_optional_packages_have_one_importer(package: str) -> None:
-    found = set()
-    for file in SOURCES:
-        for node in ast.walk(ast.parse(file.read_text())):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
-            if any(package in name.split(".") for name in names if not name.startswith("unmask")):
-                found.add(str(file.relative_to(PACKAGE)))
+    found = {str(file.relative_to(PACKAGE)) for file in SOURCES if package in imported_packages(file)}
     assert found == {OPTIONAL[package]}
 
 

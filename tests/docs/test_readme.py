@@ -6,6 +6,7 @@ run exactly as written, in this process as `python -m unmask` (the first one in 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import runpy
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -78,6 +80,28 @@ def test_every_block_is_of_a_kind_that_is_run() -> None:
 
 def test_commands(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All commands, in order; then the files that the README speaks of are there."""
+    with ExitStack() as servers:
+        run_commands(monkeypatch, servers)
+    check_files(folder)
+
+
+@contextmanager
+def serving(arguments: list[str]) -> Iterator[str]:
+    """The address of a server, on whatever port is free."""
+    words = [sys.executable, "-m", "unmask", "serve", *arguments[:-1], "0"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            lines = iter(process.stderr)
+            yield next(found[1] for line in lines if (found := re.search(r"serving .* at (http:\S+)", line)))
+        finally:
+            process.terminate()
+            process.stderr.read()
+    assert process.returncode == 0
+
+
+def run_commands(monkeypatch: pytest.MonkeyPatch, servers: ExitStack) -> None:
+    address = ""
     for words in COMMANDS:
         match words:
             case ["make", *targets]:
@@ -92,11 +116,21 @@ def test_commands(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                 monkeypatch.setitem(sys.modules, "unmask.lm_harness", SimpleNamespace(main=given.append))
                 run_unmask(["lm-eval", *arguments])
                 assert given == [arguments]
+            case ["unmask", "serve", *arguments]:
+                assert arguments[-2:] == ["--port", "8000"]
+                address = servers.enter_context(serving(arguments))
+            case ["curl", url, *arguments]:
+                call = ["curl", "--silent", "--fail", url.replace("http://127.0.0.1:8000", address), *arguments]
+                if shutil.which("curl"):
+                    answer = json.loads(subprocess.run(call, check=True, capture_output=True).stdout)
+                    assert answer["choices"][0]["finish_reason"] in ("stop", "length")
             case ["unmask", *arguments]:
                 run_unmask(arguments)
             case _:
                 pytest.fail(f"no test runs {words}")
 
+
+def check_files(folder: Path) -> None:
     for name in (
         "traces.jsonl",
         "traces.html",

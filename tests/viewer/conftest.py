@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.viewer.fake_server import FakeServer, serve
 from unmask.types import Trace, TraceRecord
+from unmask.viewer import render_live
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser as Chromium
@@ -176,3 +178,22 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 def browser(tmp_path: Path) -> Iterator[Browser]:
     with start_browser(tmp_path) as browser:
         yield browser
+
+
+DEFAULTS = {
+    "remasking_strategy": "low_confidence_dynamic", "confidence_threshold": 0.9, "temperature": 1.0, "max_tokens": 64,
+    "block_size": 4, "denoising_steps_per_block": None, "seed": None,
+}  # fmt: skip
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    page = render_live("unmask serve", model_name="tiny-sdar", attention="block_causal", block_size=4, defaults=DEFAULTS)
+    with serve(page) as fake:
+        yield fake
+
+
+@pytest.fixture
+def live(pages: Browser, server: FakeServer) -> Page:
+    """The page as it is before the first question."""
+    return pages.show(server.url, CALM)

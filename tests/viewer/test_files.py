@@ -48,7 +48,7 @@ def open_beside(page, path: Path) -> dict:
 
 
 def settled(page) -> dict:
-    page.wait_for_timeout(150)
+    page.evaluate("theFiles.taking")
     outcome = act(page, SHOWN)
     assert outcome.pop("problems") == []
     return outcome
@@ -176,11 +176,11 @@ def test_files_can_be_dropped(page, make_record):
         const zone = find('[data-drop="beside"]');
         const over = { shown: !find("#drop").hidden, refused: send("dragover", zone), lit: zone.classList.contains("is-over") };
         send("drop", zone);
-        await sleep(150);
+        await theFiles.taking;
         const beside = unmaskPlayer.state().panels.map((panel) => panel.label);
         send("dragenter", find("h1"));
         send("drop", find('[data-drop="open"]'));
-        await sleep(150);
+        await theFiles.taking;
         return { over, beside, hidden: find("#drop").hidden, options: texts('[data-role="record"] option') };
         """,
     )

@@ -66,7 +66,7 @@ def test_plays_by_itself_to_the_end_and_the_faster_one_ends_first(pages, pair):
     assert outcome["ended"] == [f"done in {num_steps[1]} steps"]
     spoken = "Tokens unmasked by each step, from the first: "
     one, two = ([record.trace.step_map.count(step) for step in range(num)] for record, num in zip(pair, num_steps, strict=True))
-    assert outcome["bars"] == [[f"0 0 25 {max(two)}", spoken + ", ".join(map(str, counts))] for counts in (one, two)]
+    assert outcome["bars"] == [[f"0 0 40 {max(two)}", spoken + ", ".join(map(str, counts))] for counts in (one, two)]
     assert outcome["verdicts"] == ["✗ wrong", "✓ right"]
 
 

@@ -1,49 +1,13 @@
-"""The page of a server, against a scripted one: what is sent, what is seen while an answer arrives, what goes wrong."""
+"""The page of a server, against a scripted one: what is sent, and what is seen while an answer arrives and after it."""
 
 from __future__ import annotations
 
 import json
 
-import pytest
-
-from tests.viewer.conftest import CALM, act, wait_until
-from tests.viewer.fake_server import DONE, Gate, Reply, answer, chunk, end_chunks, refuse, serve, start_chunk, step_chunks
-from unmask.viewer import load_records, render_live
-
-DEFAULTS = {
-    "remasking_strategy": "low_confidence_dynamic", "confidence_threshold": 0.9, "temperature": 1.0, "max_tokens": 64,
-    "block_size": 4, "denoising_steps_per_block": None, "seed": None,
-}  # fmt: skip
-STATE = "unmaskPlayer.state()"
-
-
-@pytest.fixture
-def server():
-    page = render_live("unmask serve", model_name="tiny-sdar", attention="block_causal", block_size=4, defaults=DEFAULTS)
-    with serve(page) as fake:
-        yield fake
-
-
-@pytest.fixture
-def live(pages, server):
-    """The page as it is before the first question."""
-    return pages.show(server.url, CALM)
-
-
-def ask(page, question: str = "9+4+7-2=?") -> None:
-    page.get_by_label("Your question").fill(question)
-    page.get_by_label("Your question").press("Enter")
-
-
-def wait_for_end(page, problem: bool = False) -> None:
-    wait_until(page, "!document.querySelector('[data-role=send]').disabled")
-    assert page.evaluate("problems") == []
-    assert bool(page.text_content('[data-role="problem"]')) is problem
-
-
-def wait_for_steps(page, num: int) -> dict:
-    wait_until(page, f"{STATE}.numSteps === {num}")
-    return page.evaluate(STATE)
+from tests.viewer.asking import STATE, ask, wait_for_end, wait_for_steps
+from tests.viewer.conftest import act, wait_until
+from tests.viewer.fake_server import Gate, Reply, answer, chunk, end_chunks, start_chunk, step_chunks
+from unmask.viewer import load_records
 
 
 def test_an_answer_is_seen_while_it_is_unmasked_and_can_be_replayed(live, server, make_record, tmp_path):
@@ -82,7 +46,7 @@ def test_an_answer_is_seen_while_it_is_unmasked_and_can_be_replayed(live, server
     end = live.evaluate(STATE)
     assert (end["step"], end["numSteps"], end["panels"][0]["isLive"]) == (2, len(steps), False)
     rate = f"{record.trace.tokens_per_forward:.2f}"
-    said = f"{record.trace.num_response_tokens} tokens in {record.trace.num_forwards} forwards, {rate} per forward"
+    said = f"{record.trace.num_response_tokens} tokens in {record.trace.num_forwards} forwards, {rate} per forward, seed 0"
     assert live.text_content('[data-role="status"]') == said
     played = act(
         live,
@@ -146,17 +110,6 @@ def test_what_is_sent(live, server, make_record):
     assert live.evaluate("[localStorage.length, sessionStorage.length, document.cookie]") == [0, 0, ""]
 
 
-def test_what_cannot_be_sent_is_not(live, server):
-    ask(live, " ")
-    live.get_by_label("Your question").fill("?")
-    live.locator("summary").click()
-    live.get_by_label("Temperature").fill("-1")
-    live.locator("summary").click()  # folded again: the field that is wrong comes to sight
-    live.get_by_role("button", name="Ask").click()
-    assert live.evaluate("[document.querySelector('details').open, document.activeElement.name]") == [True, "temperature"]
-    assert server.requests == []
-
-
 def test_with_full_attention_the_whole_canvas_is_there_from_the_start(live, server, make_record):
     record, gate = make_record(), Gate()
     record.trace.step_map = [8 * (i // 8) + 7 - i % 8 for i in range(25)]  # windows of 8, each from right to left
@@ -198,11 +151,51 @@ def test_static_beside_dynamic_on_one_clock(live, server, make_record):
     end = live.evaluate(STATE)
     assert end["step"] == end["numSteps"] == len(steps)
     assert [panel["text"] for panel in end["panels"]] == [slow.response_text, fast.response_text]
-    assert live.text_content('[data-role="status"]').startswith(
-        "static: 23 tokens in 25 forwards, 0.92 per forward · dynamic: 23"
-    )
+    assert live.text_content('[data-role="status"]').startswith("static: 23 tokens in 25 forwards, 0.92 per forward, seed 0 · ")
     sent = [body["unmask"] for _, body in server.requests]
     assert [body["confidence_threshold"] for body in sent] == [0.9, 0.9]
+
+
+def test_compared_answers_are_downloaded_in_their_order(live, server, make_record, tmp_path):
+    gate = Gate()
+    slow = Reply([gate, *answer(make_record(per_step=1)).script])
+    server.reply = lambda body: (
+        slow if body["unmask"]["remasking_strategy"] == "low_confidence_static" else answer(make_record())
+    )
+    live.get_by_label("Compare: static beside dynamic").check()
+    ask(live)
+    wait_until(live, f"{STATE}.panels.length === 2 && {STATE}.panels[1].isDone")
+    gate.open()
+    wait_for_end(live)
+    with live.expect_download() as download:
+        live.get_by_role("button", name="Download").click()
+    download.value.save_as(tmp_path / "t.jsonl")
+    assert [(record.id, record.member, record.trace.num_forwards) for record in load_records(tmp_path / "t.jsonl")] == [
+        ("question 1", 0, 25), ("question 1", 1, 13),
+    ]  # fmt: skip
+
+
+def test_an_answer_goes_on_while_another_one_is_looked_at(live, server, make_record):
+    record, gates = make_record(), [Gate(), Gate()]
+    steps = step_chunks(record)
+    server.reply = lambda body: answer(record)
+    ask(live, "first")
+    wait_for_end(live)
+    script = [start_chunk(record), *steps[:3], gates[0], *steps[3:6], gates[1], *steps[6:], *end_chunks(record)]
+    server.reply = lambda body: Reply(script)
+    ask(live, "second")
+    wait_for_steps(live, 3)
+    live.locator('[data-role="record"]').select_option(index=0)
+    gates[0].open()
+    live.wait_for_timeout(200)
+    first = live.evaluate(STATE)
+    assert (first["record"], first["step"], first["panels"][0]["isLive"]) == (0, 0, False)
+    live.locator('[data-role="record"]').select_option(index=1)
+    assert wait_for_steps(live, 6)["step"] == 6  # where it is now
+    gates[1].open()
+    wait_for_end(live)
+    end = live.evaluate(STATE)
+    assert end["step"] == end["numSteps"] == len(steps)
 
 
 def test_what_a_preempted_sequence_had_unmasked_is_masked_again(live, server, make_record):
@@ -229,98 +222,6 @@ def test_what_a_preempted_sequence_had_unmasked_is_masked_again(live, server, ma
     gates[1].open()
     wait_for_end(live)
     assert live.evaluate(STATE)["panels"][0]["text"] == record.response_text
-
-
-@pytest.mark.parametrize(
-    ("reply", "message"),
-    [
-        (refuse(400, "max_tokens is too large"), "max_tokens is too large"),
-        (refuse(429, "The queue is full.", Retry_After="3"), "The queue is full. Try again in 3 s."),
-        (Reply(status=502, body=b"<h1>"), "The server answered with status 502 (Bad Gateway)."),
-        (Reply([]), "The connection ended before the answer was finished."),
-        (Reply([chunk(content="9")]), "The connection ended before the answer was finished."),
-        (Reply([chunk(content="9"), DONE]), "The server sent no trace of the answer."),
-        (Reply(["data: {nope}\n\n"]), "Expected property name or '}' in JSON at position 1 (line 1 column 2)"),
-        (Reply([{"error": {"message": "out of memory"}}]), "out of memory"),
-    ],
-)  # fmt: skip
-def test_a_question_without_an_answer(live, server, reply, message):
-    server.reply = lambda body: reply
-    ask(live)
-    wait_for_end(live, problem=True)
-    assert live.text_content('[data-role="problem"]') == message
-    state = live.evaluate(STATE)
-    assert (state["record"], state["numRecords"]) == (-1, 0)
-    assert live.input_value('[data-role="question"]') == "9+4+7-2=?"  # to try again
-
-
-def test_a_wrong_key_leads_to_its_field(live, server):
-    server.reply = lambda body: refuse(401, "wrong API key")
-    ask(live)
-    wait_for_end(live, problem=True)
-    assert live.evaluate("document.activeElement.dataset.role") == "key"
-
-
-def test_without_a_server(pages, server):
-    page = pages.show(server.page, CALM)
-    ask(page)
-    wait_for_end(page, problem=True)
-    assert page.text_content('[data-role="problem"]') == "The server cannot be reached."
-
-
-@pytest.mark.parametrize(
-    ("last", "message"),
-    [({"error": {"message": "out of memory"}}, "out of memory"), (0.0, "The connection ended before the answer was finished.")],
-)
-def test_half_an_answer_can_be_looked_at(live, server, make_record, last, message):
-    record = make_record()
-    server.reply = lambda body: Reply([start_chunk(record), *step_chunks(record)[:4], last])
-    ask(live)
-    wait_for_end(live, problem=True)
-    assert live.text_content('[data-role="problem"]') == message
-    state = live.evaluate(STATE)
-    assert (state["numSteps"], state["panels"][0]["isDone"]) == (4, True)
-    assert live.text_content(".done") == "broken off after 4 steps"
-    live.keyboard.press("Tab")
-    assert live.is_hidden('[data-role="download"]')  # there is no trace
-
-
-def test_stop_and_ask_again(live, server, make_record):
-    record, gate = make_record(), Gate()
-    server.reply = lambda body: Reply([start_chunk(record), *step_chunks(record)[:4], gate, *[": wait\n\n", 0.05] * 100])
-    ask(live, "first")
-    wait_for_steps(live, 4)
-    live.get_by_role("button", name="Stop").focus()
-    live.keyboard.press("Enter")
-    wait_for_end(live)
-    gate.open()
-    assert live.text_content('[data-role="status"]') == "Stopped."
-    assert live.text_content(".done") == "stopped after 4 steps"
-    assert live.evaluate("document.activeElement.dataset.role") == "question"
-    server.reply = lambda body: answer(record)
-    ask(live, "second")
-    wait_for_end(live)
-    assert live.evaluate("Array.from(document.querySelectorAll('[data-role=record] option'), (o) => o.textContent)") == [
-        "1. first (dynamic)", "2. second (dynamic)",
-    ]  # fmt: skip
-    live.locator('[data-role="record"]').select_option(index=0)
-    first = live.evaluate(STATE)
-    assert (first["record"], first["step"], first["numSteps"]) == (0, 0, 4)
-    assert server.num_hung_up == 1
-
-
-def test_text_of_a_stream_is_never_markup(live, server, make_record):
-    bad = "</script><img src=x onerror=alert(1)>"
-    record = make_record(pieces=[bad] * 5, prompt_pieces=[bad] * 11, response_text=bad)
-    server.reply = lambda body: answer(record)
-    ask(live, bad)
-    wait_for_end(live)
-    assert live.evaluate("document.images.length") == 0
-    server.reply = lambda body: refuse(400, bad)
-    ask(live, bad)
-    wait_for_end(live, problem=True)
-    assert live.text_content('[data-role="problem"]') == bad
-    assert live.evaluate("document.images.length") == 0
 
 
 def test_screen_readers_are_not_flooded(live, server, make_record):

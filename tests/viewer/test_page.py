@@ -19,6 +19,7 @@ from unmask.viewer import (
     Report,
     Series,
     Table,
+    render_live,
     render_player,
     render_report,
 )  # fmt: skip
@@ -66,16 +67,29 @@ def report(make_record) -> Report:
     )  # fmt: skip
 
 
-@pytest.fixture(params=["player", "compare", "report"])
+LIVE = {"model_name": "tiny", "attention": "block_causal", "block_size": 4}
+
+
+@pytest.fixture(params=["player", "compare", "report", "live"])
 def page(request, make_record, report) -> str:
+    if request.param == "live":
+        return render_live("Live", **LIVE, defaults={"seed": None})
     if request.param == "report":
         return render_report(report)
     return render_player([make_record()], "Traces", [make_record()] if request.param == "compare" else None)
 
 
 def test_nothing_is_loaded(page):
-    for word in ("http://", "https://", "src=", "@import", "url(", '<link rel="stylesheet', "fetch(", "XMLHttpRequest"):
+    for word in ("http://", "https://", "src=", "@import", "url(", '<link rel="stylesheet'):
         assert word not in page
+
+
+def test_only_the_page_of_a_server_may_talk_and_only_to_it(page):
+    is_live = 'id="ask"' in page
+    assert ("connect-src 'self'" in page, "connect-src 'none'" in page) == (is_live, not is_live)
+    assert page.count("fetch(") == (1 if is_live else 0)
+    assert 'fetch("v1/chat/completions"' in page or not is_live
+    assert not re.search("XMLHttpRequest|WebSocket|EventSource|sendBeacon|localStorage|sessionStorage|cookie", page)
 
 
 def test_policy_allows_exactly_the_pages_own_script(page):
@@ -115,6 +129,13 @@ def test_hostile_pieces_come_back_unchanged(make_record):
     assert structure.tags.count("script") == 2
     assert "img" not in structure.tags
     assert "alert(1)</script>" not in page
+
+
+def test_a_live_page_escapes_what_it_is_told():
+    page = render_live(HOSTILE[0], model_name=HOSTILE[5], attention=HOSTILE[5], block_size=4, defaults={"seed": HOSTILE[0]})
+    structure = Structure(page)
+    assert (structure.tags.count("script"), structure.tags.count("img")) == (3, 0)
+    assert structure.json["live-data"] == {"defaults": {"seed": HOSTILE[0]}}
 
 
 def test_escape_text():

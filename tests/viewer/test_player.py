@@ -8,7 +8,7 @@ import pytest
 from unmask.errors import UnmaskError
 from unmask.types import TraceRecord
 from unmask.viewer import load_records, render_player
-from unmask.viewer.player import player_data
+from unmask.viewer.player import pair_records, player_data
 
 
 def write_lines(path: Path, *lines: str) -> Path:
@@ -110,6 +110,11 @@ class TestData:
         record.trace.logprobs[:3] = [float("-inf"), float("nan"), 10**400]
         assert player_data([record], None, ("a", "b"), "n")["records"][0]["trace"]["logprobs"][:3] == [None] * 3
         render_player([record], "t")
+
+    def test_pairs_by_id_then_by_occurrence(self, make_record):
+        one = [make_record("a"), make_record("b"), make_record("a", reward=0.5), make_record("c")]
+        two = [make_record("a", reward=0.1), make_record("x"), make_record("a", reward=0.2)]
+        assert [(x.id, y.id, y.reward) for x, y in pair_records(one, two)] == [("a", "a", 0.1), ("a", "a", 0.2)]
 
     def test_nothing_in_common_and_nothing_at_all(self, make_record):
         with pytest.raises(UnmaskError, match=r"no id in common \(first ids: 'a' and 'b'\)"):

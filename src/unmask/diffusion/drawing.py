@@ -49,6 +49,7 @@ def _filter(logits_NV: Tensor, temperature: float | Tensor, top_k: int | Tensor,
     is_dropped_NV = (top_k > 0) & (torch.arange(logits_NV.shape[-1], device=logits_NV.device) >= top_k).expand_as(sorted_NV)
     probs_NV = torch.softmax(sorted_NV.masked_fill(is_dropped_NV, -torch.inf), -1)
     is_dropped_NV = is_dropped_NV | ((top_p < 1.0) & (probs_NV.cumsum(-1) - probs_NV >= top_p))
+    is_dropped_NV[:, 0] = False  # a top_p that float32 takes for 0 leaves one, too
     is_dropped_NV &= temperature > 0
     return logits_NV.masked_fill(torch.zeros_like(is_dropped_NV).scatter(1, order_NV, is_dropped_NV), -torch.inf)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -90,6 +91,8 @@ class Decoding:
 
     def cancel(self) -> None:
         """Takes the request out of the engine, if it is still there; its pages are free then."""
+        if self.accepted.done() and not self.accepted.cancelled():
+            self.accepted.exception()  # that nobody asked for any more
         if not self.is_over:
             self._engine._forget(self.id)
             self.is_over = True
@@ -126,7 +129,7 @@ class AsyncEngine:
         loop = asyncio.get_running_loop()
 
         def deliver(news: list[News] | None) -> None:
-            if not loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(self._deliver, news)
 
         self.is_running = True
@@ -147,17 +150,28 @@ class AsyncEngine:
 
         Raises `UnmaskError` for what is malformed or can never fit; `EngineFailedError` where there is no engine any more.
         """
+        return (await self.submit_all([(prompt_ids, params)], reports_steps=reports_steps, name=name))[0]
+
+    async def submit_all(
+        self, prompts: Sequence[tuple[Sequence[int], SamplingParams | None]], *, reports_steps: bool = False, name: str = ""
+    ) -> list[Decoding]:
+        """As `submit`, of prompts with their parameters: all, or none and the first one's error."""
         if not self.is_running:
             raise EngineFailedError("the engine is not running")
-        self._last_id += 1
-        request = self._requests[self._last_id] = Decoding(self, self._last_id)
-        self._link.send(Add(request.id, list(prompt_ids), params or SamplingParams(), reports_steps, name))
+        requests = []
+        for prompt_ids, params in prompts:
+            self._last_id += 1
+            request = self._requests[self._last_id] = Decoding(self, self._last_id)
+            requests.append(request)
+            self._link.send(Add(request.id, list(prompt_ids), params or SamplingParams(), reports_steps, name))
         try:
-            await request.accepted
+            for request in requests:
+                await request.accepted
         except BaseException:
-            request.cancel()
+            for request in requests:
+                request.cancel()
             raise
-        return request
+        return requests
 
     async def stream(
         self, prompt_ids: Sequence[int], params: SamplingParams | None = None, *, reports_steps: bool = False

@@ -105,7 +105,7 @@ class Worker:
         while True:
             news: list[News] = []
             # What is loaded is looked for between forwards; with nothing to decode, as soon as it is there.
-            is_idle = not self.engine.has_work and self._loading is None
+            is_idle = not (self.engine.has_work or self._loading or self._updates)
             commands = self._take(is_idle)
             for command in commands:
                 if isinstance(command, Close):
@@ -139,6 +139,8 @@ class Worker:
                 news.append(Accepted(command.id))
             except UnmaskError as error:
                 news.append(Refused(command.id, str(error)))
+            except Exception as error:  # one request's; the others go on
+                news.append(Refused(command.id, _describe(error), is_fault=True))
         elif isinstance(command, Abort):
             if command.id in self.engine.request_ids:
                 self.engine.abort(command.id)

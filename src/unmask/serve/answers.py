@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 from unmask.data.chat import ChatTokenizer
@@ -86,7 +87,7 @@ class CompletionForm(Form):
 
     def logprobs(self, ids: Sequence[int], logprobs: Sequence[float], offset: int) -> dict[str, Any]:
         pieces = self.tokenizer.pieces(ids)
-        offsets = [offset + sum(map(len, pieces[:i])) for i in range(len(pieces))]
+        offsets = list(accumulate(map(len, pieces[:-1]), initial=offset)) if pieces else []
         return {"tokens": pieces, "token_logprobs": list(logprobs), "top_logprobs": None, "text_offset": offsets}
 
 

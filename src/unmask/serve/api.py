@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import HTMLResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
@@ -52,12 +53,9 @@ def create_app(
     page: HTML of the player. find: from a checkpoint's name, or None for the one of the start, to its folder.
     api_keys: who may use `/v1`; empty = everybody. admin_keys: who may use `/admin`; empty = nobody.
     """
-    app = FastAPI(title="unmask", version="1", docs_url=None, redoc_url=None)  # their pages would load scripts from elsewhere
+    # Without the pages of documentation, which load scripts from elsewhere.
+    app = FastAPI(title="unmask", version="1", docs_url=None, redoc_url=None, redirect_slashes=False)
     limits = service.limits
-    if limits.cors_origins:
-        app.add_middleware(
-            CORSMiddleware, allow_origins=list(limits.cors_origins), allow_methods=["*"], allow_headers=["*"]
-        )  # fmt: skip
     _add_error_handlers(app, service)
     _add_openapi(app)
 
@@ -65,7 +63,7 @@ def create_app(
     async def player() -> HTMLResponse:
         return HTMLResponse(page)
 
-    @app.get("/health")
+    @app.get("/health", responses={503: _ERRORS[503]})
     async def health() -> dict[str, str]:
         """Whether the server works; while it ends, too."""
         if not service.engine.is_running:
@@ -111,15 +109,21 @@ def create_app(
         wanted = body or ReloadRequest()
         try:
             folder = await asyncio.to_thread(find, wanted.path)
-        except UnmaskError as error:
+        except (UnmaskError, OSError, ValueError) as error:  # ... a path that no system has
             raise ApiError(400, str(error), param="path") from None
         version = await service.reload(wanted, folder)
         return {"model": service.name, "checkpoint": service.fingerprint, "policy_version": version}
 
-    return Gate(
+    gate = Gate(
         app, service.metrics, api_keys=api_keys, admin_keys=admin_keys, max_body=int(limits.max_body_mb * 2**20),
         body_timeout_s=limits.body_timeout_s, routes=_ROUTES,
     )  # fmt: skip
+    if not limits.cors_origins:
+        return gate
+    # Before the gate: a browser asks whether it may ask without a key, and shows a page no error that does not say it may.
+    return CORSMiddleware(
+        gate, allow_origins=list(limits.cors_origins), allow_methods=["*"], allow_headers=["*"], expose_headers=["Retry-After"]
+    )
 
 
 async def _answer(
@@ -129,12 +133,14 @@ async def _answer(
     key = getattr(request.state, "api_key", "")
     form = form_class(service.name, service.fingerprint, service.tokenizer)
     if body.stream:
-        return _Streaming(EventStream(chunks(service, job, key, form), service.metrics, service.limits.write_timeout_s))
+        return _Streaming(EventStream(chunks(service, job, key, form), service.metrics))
     try:
-        return JSONResponse(await unless_gone(whole_answer(service, job, key, form), request.receive))
+        answer = await unless_gone(whole_answer(service, job, key, form), request.receive)
     except ClientGoneError:
         service.metrics.disconnects.inc()
         return Response(status_code=499)  # nobody gets it
+    # In ASCII: what a trace repeats of a request may hold half characters, as in `ApiError.encode`.
+    return Response(json.dumps(answer, separators=(",", ":")), media_type="application/json")
 
 
 class _Streaming(Response):
@@ -178,7 +184,9 @@ def _add_error_handlers(app: FastAPI, service: Service) -> None:
         if problems and problems[0]["type"] == "json_invalid":
             reason = problems[0].get("ctx", {}).get("error", "")
             return respond(ApiError(400, f"the body is not JSON: {reason}"))
-        return respond(describe_problems(problems, skip=("body",)))
+        if problems and problems[0]["loc"] == ("body",) and problems[0]["type"] == "missing":
+            return respond(ApiError(400, "there is no body"))
+        return respond(describe_problems([{**p, "loc": p["loc"][1:]} for p in problems]))  # after "body"
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import queue
-import signal
 import socket
 import subprocess
 import sys
@@ -27,7 +26,11 @@ if TYPE_CHECKING:
     from unmask.models import Decoder
 
 # A fresh interpreter, and no copy of the caller's main module: a script without a guard would start itself again.
-_CODE = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from unmask.serve.engine_process import main; main()"
+# A terminal sends SIGINT to both processes; this one ends when the other one says so.
+_CODE = (
+    "import json, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); sys.path[:] = json.loads(sys.argv[1]); "
+    "from unmask.serve.engine_process import main; main()"
+)
 _END_S = 10.0  # for a process to end by itself
 
 
@@ -127,15 +130,17 @@ class ProcessLink:
 
 def main() -> None:
     """The process. It ends when it is told to, and when the other one is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to both; the other one says when to end
     connection = Connection(int(sys.argv[2]))
-    options: EngineOptions = connection.recv()
     try:
-        worker = Worker(*_prepare(options, connection))
-    except UnmaskError as error:
-        connection.send(str(error))
+        options: EngineOptions = connection.recv()
+        try:
+            worker = Worker(*_prepare(options, connection))
+        except UnmaskError as error:
+            connection.send(str(error))
+            return
+        connection.send(None)
+    except (EOFError, BrokenPipeError):  # the other one has gone meanwhile
         return
-    connection.send(None)
     worker.run()
 
 

@@ -13,15 +13,20 @@ _TYPES = {
 }  # fmt: skip
 
 
+_LONGEST = 1000  # characters of what an answer repeats of its request
+
+
 class ApiError(Exception):
-    """message: one line. param: the field of the request that is wrong. code: for programs, where there is one."""
+    """message: one line, cut where it is long. param: the field of the request that is wrong. code: for programs, where there
+    is one."""
 
     def __init__(
         self, status: int, message: str, *, param: str | None = None, code: str | None = None,
         headers: Mapping[str, str] | None = None,
     ):  # fmt: skip
         super().__init__(message)
-        self.status, self.message, self.param, self.code = status, " ".join(message.split()), param, code
+        self.status, self.code = status, code
+        self.message, self.param = _short(" ".join(message.split())), param if param is None else _short(param)
         self.headers = dict(headers or {})
 
     @property
@@ -34,3 +39,7 @@ class ApiError(Exception):
     def encode(self) -> bytes:
         """The body as JSON. What a message repeats of a request may hold half characters, which UTF-8 has no bytes for."""
         return json.dumps(self.body()).encode("ascii")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + "..."

@@ -47,7 +47,7 @@ class Gate:
         try:
             key = self._check_key(scope)
             scope.setdefault("state", {})["api_key"] = key
-            body = await self._read(receive)
+            body = await self._read(scope, receive)
             if body is None:
                 self.metrics.disconnects.inc()
                 return
@@ -55,6 +55,9 @@ class Gate:
         except ApiError as error:
             if status is None:
                 await send_error(watched, error)
+        except asyncio.CancelledError:  # the server has ended
+            if status is None:
+                await send_error(watched, ApiError(503, "the server has ended", headers={"Connection": "close"}))
         except Exception:
             traceback.print_exc(file=sys.stderr)
             if status is None:
@@ -72,8 +75,8 @@ class Gate:
             return ""
         if is_admin and not self.admin_keys:
             raise ApiError(403, "there is no admin key: give the server one (--admin-key-file, or UNMASK_ADMIN_KEY)")
-        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        scheme, _, key = given.strip().partition(b" ")
+        given = _header(scope, b"authorization")
+        scheme, _, key = given.partition(b" ")
         known = self.admin_keys if is_admin else self.api_keys
         # All of them are compared, whichever fits: the time that it takes tells nothing.
         fits = [hmac.compare_digest(key.strip(), one.encode()) for one in known]
@@ -86,9 +89,12 @@ class Gate:
             )  # fmt: skip
         return known[fits.index(True)]
 
-    async def _read(self, receive: Receive) -> bytes | None:
+    async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
         """The whole body; None: the client has gone away. Raises `ApiError`."""
         parts, size = [], 0
+        said, waits = _header(scope, b"content-length"), _header(scope, b"expect").lower() == b"100-continue"
+        if said.isdigit() and int(said) > (self.max_body if waits else _MAX_DRAINED):
+            raise self._too_large(closes=True)
         try:
             async with asyncio.timeout(self.body_timeout_s):
                 while True:
@@ -103,10 +109,24 @@ class Gate:
                         break
         except TimeoutError:
             if size <= self.max_body:
-                raise ApiError(408, f"the request's body did not arrive within {self.body_timeout_s:g} s") from None
+                raise ApiError(
+                    408, f"the request's body did not arrive within {self.body_timeout_s:g} s", headers={"Connection": "close"}
+                ) from None
+            raise self._too_large(closes=True) from None
         if size > self.max_body:
-            raise ApiError(413, f"the request's body has more than {self.max_body:,} bytes, which is the limit here")
+            raise self._too_large(closes=size > _MAX_DRAINED)
         return b"".join(parts)
+
+    def _too_large(self, *, closes: bool) -> ApiError:
+        return ApiError(
+            413, f"the request's body has more than {self.max_body:,} bytes, which is the limit here",
+            headers={"Connection": "close"} if closes else {},
+        )  # fmt: skip
+
+
+def _header(scope: Scope, name: bytes) -> bytes:
+    """The first of this name, "" where there is none."""
+    return next((bytes(value).strip() for key, value in scope["headers"] if key == name), b"")
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -14,16 +14,26 @@ from pydantic.functional_validators import field_validator, model_validator
 from unmask.types import SamplingParams
 
 # Sampling parameters that have a name of their own in OpenAI's requests.
-_RENAMED = ("temperature", "top_p", "max_new_tokens", "stop_strings", "seed")
+RENAMED = ("temperature", "top_p", "max_new_tokens", "stop_strings", "seed")
 _MAX_STOPS, _MAX_STOP_LENGTH = 16, 256
+_MAX_FIELDS = 100
 Nothing = Annotated[None, Field(description="not supported")]
 Zero = Annotated[Literal[0] | None, Field(description="not supported but as 0")]
 Place = Annotated[str, Field(min_length=1, max_length=4096)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]  # of a million errors the first one
 
 
 class Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, value: Any) -> Any:
+        """Not a hundred thousand errors about as many fields, which would take a second to say."""
+        if isinstance(value, dict) and len(value) > _MAX_FIELDS:
+            raise ValueError(f"{len(value)} fields; there are not as many")
+        return value
 
 
 def _extension() -> Any:
@@ -31,9 +41,12 @@ def _extension() -> Any:
     fields: dict[str, Any] = {
         name: (Any if info.annotation is None else info.annotation | None, Field(None, description=info.description))
         for name, info in SamplingParams.model_fields.items()
-        if name not in _RENAMED
+        if name not in RENAMED
     }
-    fields["stop_token_ids"] = (list[TokenId] | None, Field(None, description=fields["stop_token_ids"][1].description))
+    fields["stop_token_ids"] = (
+        Annotated[list[TokenId], Field(fail_fast=True)] | None,
+        Field(None, description=fields["stop_token_ids"][1].description),
+    )
     fields["stream_unmask"] = (bool, Field(False, description="a stream also has an event for every denoising step"))
     fields["return_trace"] = (bool, Field(False, description="answers come with their trace"))
     return create_model("Unmask", __base__=Model, __doc__="How the answer is decoded; see SamplingParams.", **fields)
@@ -57,7 +70,7 @@ class ChatMessage(Model):
     """A turn. What other servers' answers carry besides may be sent back as long as it says nothing."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
     name: str | None = None
     refusal: Nothing = None
     audio: Nothing = None
@@ -87,7 +100,9 @@ class Request(Model):
     temperature: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
     max_tokens: Annotated[int, Field(ge=1, le=2**20)] | None = None
-    stop: str | list[str] | None = Field(None, description="texts that end the answer, which does not have them")
+    stop: str | Annotated[list[str], Field(fail_fast=True)] | None = Field(
+        None, description="texts that end the answer, which does not have them"
+    )
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = Field(None, description="left out: another one each time")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -99,7 +114,7 @@ class Request(Model):
     service_tier: Literal["auto", "default"] | None = None
     frequency_penalty: Zero = None
     presence_penalty: Zero = None
-    logit_bias: Annotated[dict[str, float] | None, Field(max_length=0)] = None
+    logit_bias: Annotated[dict[str, Any] | None, Field(max_length=0)] = None
 
     @field_validator("frequency_penalty", "presence_penalty", mode="before")
     @classmethod
@@ -154,7 +169,7 @@ class Request(Model):
 class ChatRequest(Request):
     """`POST /v1/chat/completions`."""
 
-    messages: list[ChatMessage] = Field(min_length=1, max_length=4096)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=4096, fail_fast=True)
     max_completion_tokens: Annotated[int, Field(ge=1, le=2**20)] | None = Field(
         None, description="max_tokens, by its newer name"
     )
@@ -181,9 +196,9 @@ class CompletionRequest(Request):
 
     prompt: Annotated[
         str
-        | Annotated[list[str], Field(min_length=1, max_length=1024)]
-        | Annotated[list[TokenId], Field(min_length=1)]
-        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=1024)],
+        | Annotated[list[str], Field(min_length=1, max_length=1024, fail_fast=True)]
+        | TokenIds
+        | Annotated[list[TokenIds], Field(min_length=1, max_length=1024, fail_fast=True)],
         Field(description="one text or list of token ids, or several"),
     ]
     logprobs: Annotated[int, Field(ge=0, le=0)] | None = Field(

@@ -10,11 +10,13 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 import h11
 import uvicorn
+from h11._connection import DEFAULT_MAX_INCOMPLETE_EVENT_SIZE
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from unmask.config import ServerConfig, ServeRecipe
@@ -30,6 +32,7 @@ from unmask.serve.gate import App
 from unmask.serve.service import Service
 
 _ENDED = "the server has ended"
+_LAST_WORDS_S = 1.0  # after a second signal, for what is told to those in flight
 _NUM_FILES = 65536  # connections that may be open, as far as the system lets us
 
 
@@ -64,10 +67,9 @@ async def serve(
     async with AsyncEngine(link) as engine:
         service = Service(engine, tokenizer, spec, recipe, source, name)
         app = create_app(service, page=make_page(service), find=find, api_keys=api_keys, admin_keys=admin_keys)
-        server = _Server(uvicorn_config(app, recipe.server), service, say)
+        server = _Server(uvicorn_config(app, recipe.server), service, say, f"serving {name} at {address_of(sock)}")
         watching = asyncio.create_task(service.watch())
         ending = asyncio.create_task(_end_with(engine, server))
-        say(f"serving {name} at {address_of(sock)}")
         try:
             await server.serve(sockets=[sock])
         finally:
@@ -80,11 +82,11 @@ async def serve(
 
 def uvicorn_config(app: App, limits: ServerConfig) -> uvicorn.Config:
     class Protocol(_Protocol):
-        begin_timeout_s = limits.body_timeout_s
+        begin_timeout_s, write_timeout_s = limits.body_timeout_s, limits.write_timeout_s
 
     return uvicorn.Config(
-        app, http=Protocol, ws="none", lifespan="off", log_level="error", access_log=False, server_header=False, backlog=2048,
-        timeout_keep_alive=max(1, round(limits.keep_alive_s)),
+        app, http=Protocol, ws="none", lifespan="off", log_level="critical", access_log=False, server_header=False,
+        backlog=2048, timeout_keep_alive=max(1, round(limits.keep_alive_s)),
         timeout_graceful_shutdown=round(limits.shutdown_timeout_s) + 5,  # after ours, for what does not listen
     )  # fmt: skip
 
@@ -92,9 +94,13 @@ def uvicorn_config(app: App, limits: ServerConfig) -> uvicorn.Config:
 class _Server(uvicorn.Server):
     """Says that it ends, and takes nothing new then."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, say: Callable[[str], None]):
+    def __init__(self, config: uvicorn.Config, service: Service, say: Callable[[str], None], greeting: str):
         super().__init__(config)
-        self._service, self._say = service, say
+        self._service, self._say, self._greeting = service, say, greeting
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._say(self._greeting)  # not before: who reads it may connect
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -112,6 +118,7 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: Any) -> None:
         if self.should_exit:
             self._service.engine.fail_all(_ENDED)
+            asyncio.get_running_loop().call_later(_LAST_WORDS_S, setattr, self, "force_exit", True)
         else:
             self.end()
 
@@ -125,44 +132,85 @@ class _Server(uvicorn.Server):
 
 
 class _Protocol(H11Protocol):
-    """uvicorn's protocol, for clients that begin a request and do not end its head, and for what is no HTTP."""
+    """uvicorn's protocol, for clients that begin a request and do not end it, or do not take their answer, and for what is no
+    HTTP."""
 
     begin_timeout_s: float
+    write_timeout_s: float
     _begin: asyncio.TimerHandle | None = None
+    _writing: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._watch_head()
+        transport.set_write_buffer_limits(high=0)  # writing is paused as long as there is something that was not taken
+        self._watch_request()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        self._watch_head()
+        self._watch_request()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.conn.their_state is h11.SEND_BODY:  # answered before it was read
+            self._watch_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._forget_head()
+        _cancel(self._begin)
+        _cancel(self._writing)
         super().connection_lost(exc)
 
-    def _watch_head(self) -> None:
-        """Of a request that is being waited for, on a new connection or after its first bytes."""
-        if self.conn.their_state is not h11.IDLE:
-            self._forget_head()
-        elif self._begin is None:
-            self._begin = self.loop.call_later(self.begin_timeout_s, self.transport.close)
-
-    def _forget_head(self) -> None:
-        if self._begin is not None:
-            self._begin.cancel()
+    def _watch_request(self) -> None:
+        """One that is being waited for, on a new connection or after its first bytes; or the rest of one that is answered.
+        What the application reads has limits there."""
+        is_rest = self.conn.their_state is h11.SEND_BODY and self.conn.our_state is h11.DONE
+        if self.conn.their_state is not h11.IDLE and not is_rest:
+            _cancel(self._begin)
             self._begin = None
+        elif self._begin is None:
+            self._begin = self.loop.call_later(self.begin_timeout_s, self._end_request)
+
+    def _end_request(self) -> None:
+        if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
+            self._refuse(408, f"the request did not arrive within {self.begin_timeout_s:g} s")
+        self.transport.close()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_writing()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        _cancel(self._writing)
+
+    def _watch_writing(self, before: float = float("inf")) -> None:
+        """before: bytes that were left the last time. A client that takes nothing at all is cut off."""
+        left = self.transport.get_write_buffer_size()
+        if left < before:
+            self._writing = self.loop.call_later(self.write_timeout_s, self._watch_writing, left)
+        else:
+            self.transport.abort()
 
     def send_400_response(self, msg: str) -> None:
-        body = ApiError(400, f"this is no valid HTTP request ({msg.rstrip('.')})").encode()
+        if len(self.conn.trailing_data[0]) > DEFAULT_MAX_INCOMPLETE_EVENT_SIZE:
+            self._refuse(431, "the head of the request is too long")
+        else:
+            self._refuse(400, f"this is no valid HTTP request ({msg.rstrip('.')})")
+
+    def _refuse(self, status: int, message: str) -> None:
+        """An answer without the application, and the connection's end."""
+        body = ApiError(status, message).encode()
         head = (
-            "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n"
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\nconnection: close\r\n"
             f"content-length: {len(body)}\r\n\r\n"
         )
         if not self.transport.is_closing():
             self.transport.write(head.encode("ascii") + body)
             self.transport.close()
+
+
+def _cancel(timer: asyncio.TimerHandle | None) -> None:
+    if timer is not None:
+        timer.cancel()
 
 
 async def _end_with(engine: AsyncEngine, server: _Server) -> None:

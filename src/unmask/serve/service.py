@@ -25,7 +25,7 @@ from unmask.serve.admission import Admission
 from unmask.serve.engine_process import Source
 from unmask.serve.errors import ApiError
 from unmask.serve.metrics import Metrics
-from unmask.serve.protocol import ChatRequest, CompletionRequest, ReloadRequest
+from unmask.serve.protocol import RENAMED, ChatRequest, CompletionRequest, ReloadRequest
 from unmask.types import Example, Message, SamplingParams
 
 _LONG_TEXT = 10_000  # characters that are tokenised beside the event loop, not on it
@@ -96,6 +96,8 @@ class Service:
             prompts = await self._prompts(request)
         except UnmaskError as error:
             raise ApiError(400, str(error), param="messages" if is_chat else "prompt") from None
+        if (params.block_size or 1) > self.max_context:
+            raise ApiError(400, f"the context has {self.max_context} tokens", param="unmask.block_size")
         params = self._fit(params, max(map(len, prompts)), is_given=request._limit is not None)
         return Job(request, prompts, [params.model_copy(update={"seed": (seed + i) % 2**63}) for i in range(num)], started)
 
@@ -137,14 +139,10 @@ class Service:
         with self.admission.place(key, len(job.params)):
             try:
                 async with asyncio.timeout(self.limits.request_timeout_s):
-                    for index, params in enumerate(job.params):
-                        requests.append(
-                            await self.engine.submit(
-                                job.prompt(index), params, name="the request",
-                                reports_steps=bool(job.request.stream)
-                                and (job.request.wants_steps or job.request.wants_logprobs),
-                            )
-                        )  # fmt: skip
+                    requests += await self.engine.submit_all(
+                        [(job.prompt(index), params) for index, params in enumerate(job.params)], name="the request",
+                        reports_steps=bool(job.request.stream) and (job.request.wants_steps or job.request.wants_logprobs),
+                    )  # fmt: skip
                     self.metrics.prompt_tokens.inc(job.num_prompt_tokens)
                     yield requests
                     seconds = time.monotonic() - job.started
@@ -202,21 +200,37 @@ class Service:
         return self.metrics.render(self.engine.snapshot, speed, self.admission.num_answers)
 
 
-def describe(error: ValidationError, skip: Sequence[str] = ()) -> ApiError:
-    """The first thing that is wrong with a request, and where."""
+def describe(error: ValidationError) -> ApiError:
+    """What is wrong with the sampling parameters of a request, by their names in it."""
     problems = error.errors(include_url=False, include_context=False, include_input=False)
-    return describe_problems(problems, skip)
+    return describe_problems([{**p, "loc": tuple(map(_name_in_request, p["loc"]))} for p in problems])
 
 
-def describe_problems(problems: Sequence, skip: Sequence[str] = ()) -> ApiError:
-    """From pydantic's list of errors. skip: names that stand before the place in the request."""
+def _name_in_request(part: int | str) -> int | str:
+    if isinstance(part, int):
+        return part
+    other = {"max_new_tokens": "max_tokens", "stop_strings": "stop"}.get(part, part)
+    return other if part in RENAMED else f"unmask.{part}"
+
+
+def describe_problems(problems: Sequence) -> ApiError:
+    """The first thing that is wrong with a request, and where, from pydantic's list of errors."""
     problem = max(problems, key=lambda p: (p["type"] == "extra_forbidden", len(p["loc"])))  # of several forms, the nearest
-    # Names of alternatives (list[str], str) stand in the places, too; field names have no such form.
-    parts = [str(p) for p in problem["loc"] if p not in skip and not (isinstance(p, str) and (p in ("str", "int") or "[" in p))]
-    where = ".".join(parts)
+    *path, last = problem["loc"] or ("",)
+    # Names of alternatives (list[str], str) stand in the places, too; field names have no such form. The last is a field's,
+    # or the whole place is that of an alternative.
+    parts = [p for p in path if not _is_alternative(p)]
+    if problem["type"] == "extra_forbidden" or not _is_alternative(last):
+        parts.append(last)
+    where = ".".join(map(str, parts))
     if problem["type"] == "extra_forbidden":
         return ApiError(400, f"unknown field {where!r}", param=where, code="unknown_parameter")
     if problem["type"] == "missing":
         return ApiError(400, f"field {where!r} is missing", param=where, code="missing_required_parameter")
-    message = problem["msg"].removeprefix("Value error, ")
-    return ApiError(400, f"{where}: {message}" if where else message, param=where or None)
+    is_object = problem["type"] == "model_attributes_type"
+    message = "should be a JSON object" if is_object else problem["msg"].removeprefix("Value error, ")
+    return ApiError(400, f"{where or 'the body'}: {message}", param=where or None)
+
+
+def _is_alternative(part: int | str) -> bool:
+    return isinstance(part, str) and (part in ("str", "int") or "[" in part)

@@ -50,8 +50,7 @@ async def _whole(service: Service, job: Job, requests: list[Decoding], form: For
         extra = answers.facts(trace, with_trace=job.request.wants_trace)
         text = answers.answer_text(service.tokenizer, trace)
         choices.append(form.choice(index, text, trace.finish_reason, logprobs, extra))
-        if index % 8 == 7:
-            await asyncio.sleep(0)  # others have their turn
+        await asyncio.sleep(0)  # others have their turn
     return form.answer(choices, answers.usage(job.num_prompt_tokens, traces))
 
 
@@ -128,25 +127,26 @@ async def _merged(requests: Sequence[Decoding]) -> AsyncGenerator[tuple[int, Req
         while waiting:
             done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
-                index = waiting.pop(task)
                 news = task.result()
+                index = waiting.pop(task)
                 yield index, news
                 if news.trace is None:
                     waiting[asyncio.ensure_future(anext(requests[index]))] = index
     finally:
         for task in waiting:
             task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)  # others may have failed, too
 
 
 class EventStream:
     """An ASGI answer: the objects of a generator as server-sent events.
 
-    The first one is waited for before the status is sent, so that what is refused has its own. A client that goes away, or
-    does not read for `write_timeout_s`, ends it; the generator is closed in any case.
+    The first one is waited for before the status is sent, so that what is refused has its own. A client that goes away ends
+    it; the generator is closed in any case.
     """
 
-    def __init__(self, objects: AsyncGenerator[dict[str, Any]], metrics: Metrics, write_timeout_s: float):
-        self.objects, self.metrics, self.write_timeout_s = objects, metrics, write_timeout_s
+    def __init__(self, objects: AsyncGenerator[dict[str, Any]], metrics: Metrics):
+        self.objects, self.metrics = objects, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -175,11 +175,7 @@ class EventStream:
 
     async def _put(self, send: Send, item: dict[str, Any]) -> None:
         body = b"data: " + json.dumps(item, separators=(",", ":")).encode() + b"\n\n"
-        try:
-            async with asyncio.timeout(self.write_timeout_s):
-                await send({"type": "http.response.body", "body": body, "more_body": True})
-        except TimeoutError:
-            raise ClientGoneError from None
+        await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
 async def unless_gone(work: Coroutine[Any, Any, T], receive: Receive) -> T:

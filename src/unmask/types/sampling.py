@@ -23,9 +23,14 @@ class SamplingParams(BaseModel):
 
     max_new_tokens: int = Field(256, ge=1, le=2**20, description="limit on response tokens")
     block_size: int | None = Field(None, ge=1, le=2**14, description="tokens denoised together; None = the model's")
-    denoising_steps_per_block: int | None = Field(None, ge=1, description="None = block_size (at least one token a step)")
+    denoising_steps_per_block: int | None = Field(
+        None, ge=1, le=2**20, description="None = block_size (at least one token a step)"
+    )
     denoising_steps: int | None = Field(
-        None, ge=1, description="of the whole response, instead: shared by its blocks, the first ones take the remainder"
+        None,
+        ge=1,
+        le=2**20,
+        description="of the whole response, instead: shared by its blocks, the first ones take the remainder",
     )
     quota_schedule: Literal["even", "dream"] = Field(
         "even", description="tokens per step: even = as many in each; dream = by Dream's timesteps, which may give 0"
@@ -48,7 +53,7 @@ class SamplingParams(BaseModel):
     )
     entropy_bound: float = Field(0.5, ge=0.0, description="nats, for entropy_bounded")
     temperature: float = Field(1.0, ge=0.0, le=100.0, description="0 = argmax; else at least 0.001")
-    top_k: int = Field(0, ge=0, description="0 = all")
+    top_k: int = Field(0, ge=0, lt=2**31, description="0 = all")
     top_p: float = Field(1.0, gt=0.0, le=1.0, description="smallest set of tokens with this probability; 1 = all")
     stop_token_ids: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] | None = Field(
         None, strict=False, description="None = the model's eos_token_ids"
@@ -65,7 +70,7 @@ class SamplingParams(BaseModel):
         "approximate, full attention only: K/V before the block, or all around it, kept during the block's steps",
     )
     further_horizon: int | None = Field(
-        None, ge=0, description="with cache prefix: tokens after the block that are recomputed and seen; None = all"
+        None, ge=0, lt=2**31, description="with cache prefix: tokens after the block that are recomputed and seen; None = all"
     )
 
     @field_validator("stop_token_ids", "stop_strings", mode="before")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import codecs
 import json
 import math
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from unmask.errors import UnmaskError
 from unmask.types import TraceRecord
@@ -66,14 +67,16 @@ def render_player(
     return render_page(title, body, PLAYER_STYLES, PAGE_SCRIPTS)
 
 
-def player_html(data: dict[str, Any] | None, keys: str) -> str:
+def player_html(data: dict[str, Any] | None, keys: Literal["page", "player"]) -> str:
     """The player as a part of a page that has `PLAYER_STYLES` and `PLAYER_SCRIPTS`; one player a page.
 
     `data`: from `player_data`; None = it has nothing to show yet. `keys`: "page" listens to the keyboard everywhere,
     "player" only while the focus is inside the player.
     """
-    note = "" if keys == "page" else "With the focus in the player: "
-    markup = read_asset("player.html").replace("{keys}", escape_text(keys)).replace("{keys_note}", note)
+    note, level = ("", "2") if keys == "page" else ("With the focus in the player: ", "3")
+    markup = read_asset("player.html")
+    for name, text in (("keys", keys), ("keys_note", note), ("level", level)):
+        markup = markup.replace(f"{{{name}}}", text)
     return markup + embed_json(data or {"name": "", "records": [], "compare": None, "labels": []}, "player-data")
 
 
@@ -87,14 +90,28 @@ def player_data(
     """
     if not records or (compare is not None and not compare):
         raise UnmaskError("nothing to show: there are no trace records")
-    if compare is not None and not {record.id for record in records} & {record.id for record in compare}:
-        raise UnmaskError(f"the two sets of traces have no id in common (first ids: {records[0].id!r} and {compare[0].id!r})")
+    if compare is not None:
+        pair_records(records, compare)
     return {
         "name": name,
         "records": [_compact(record) for record in records],
         "compare": None if compare is None else [_compact(record) for record in compare],
         "labels": [] if compare is None else list(labels),
     }
+
+
+def pair_records(records: Sequence[TraceRecord], compare: Sequence[TraceRecord]) -> list[tuple[TraceRecord, TraceRecord]]:
+    """Records with the same id, in the order of `records`; the n-th of an id meets the n-th of that id.
+
+    Raises `UnmaskError` where there is no pair.
+    """
+    waiting: dict[str, deque[TraceRecord]] = defaultdict(deque)
+    for record in compare:
+        waiting[record.id].append(record)
+    pairs = [(record, waiting[record.id].popleft()) for record in records if waiting[record.id]]
+    if not pairs:
+        raise UnmaskError(f"the two sets of traces have no id in common (first ids: {records[0].id!r} and {compare[0].id!r})")
+    return pairs
 
 
 def _read_record(line: bytes, where: str, number: int) -> TraceRecord:

@@ -6,6 +6,7 @@ class TraceFiles {
   constructor(player, first) {
     this.player = player;
     this.first = first;
+    this.taking = Promise.resolve(); // until what was chosen or dropped last is shown, or refused
     this.tools = document.getElementById("files");
     this.part = (role) => this.tools.querySelector(`[data-role="${role}"]`);
     this.drop = document.getElementById("drop");
@@ -72,10 +73,10 @@ class TraceFiles {
     };
     this.part("open").addEventListener("click", () => choose(false));
     this.part("beside").addEventListener("click", () => choose(true));
-    chooser.addEventListener("change", async () => {
+    chooser.addEventListener("change", () => {
       const files = Array.from(chooser.files);
       chooser.value = ""; // the same file can be chosen again, after it was mended
-      if (files.length) await this.take(files, this.isBeside);
+      if (files.length) this.taking = this.take(files, this.isBeside);
     });
     const hasFiles = (event) => event.dataTransfer && Array.from(event.dataTransfer.types).includes("Files");
     const hide = () => { this.drop.hidden = true; };
@@ -87,12 +88,12 @@ class TraceFiles {
       for (const zone of this.drop.children) zone.classList.toggle("is-over", zone === over);
     });
     this.drop.addEventListener("dragleave", (event) => { if (!this.drop.contains(event.relatedTarget)) hide(); });
-    document.addEventListener("drop", async (event) => {
+    document.addEventListener("drop", (event) => {
       if (!hasFiles(event)) return;
       event.preventDefault();
       hide();
       const zone = event.target.closest ? event.target.closest("[data-drop]") : null;
-      await this.take(Array.from(event.dataTransfer.files), Boolean(zone && zone.dataset.drop === "beside"));
+      this.taking = this.take(Array.from(event.dataTransfer.files), Boolean(zone && zone.dataset.drop === "beside"));
     });
   }
 }

@@ -2,7 +2,7 @@
 "use strict";
 
 /* A short trace does not fill the row: its bars would be slabs. While an answer arrives, the scale holds still for so long. */
-const LEAST_BARS = 24;
+const LEAST_BARS = 40;
 /* So many counts are read out one by one; of more, only what they are like. */
 const MOST_COUNTS_SPOKEN = 40;
 
@@ -42,7 +42,8 @@ class StepHistogram {
     this.counts.forEach((count, i) => {
       if (!count) return;
       const kind = i === now ? 1 : i < step ? 0 : 2;
-      paths[kind] += `M${i + gap} ${highest}v${-count}h${1 - 2 * gap}v${count}z`;
+      const width = kind === 1 ? Math.max(1 - 2 * gap, this.numBars / 250) : 1 - 2 * gap; // the current step is never a hair
+      paths[kind] += `M${i + gap} ${highest}v${-count}h${width}v${count}z`;
     });
     this.bars.forEach((bar, kind) => bar.setAttribute("d", paths[kind]));
     const tokens = (count) => `${count} token${count === 1 ? "" : "s"}`;

@@ -14,7 +14,6 @@ class LivePage {
     this.part = (role) => form.querySelector(`[data-role="${role}"]`);
     this.settings = Array.from(form.querySelectorAll("[name]"));
     this.items = []; // of this session, the newest last
-    this.records = []; // of the answers that were finished
     this.numAsked = 0;
     this.abort = null;
     this.fill(defaults);
@@ -38,8 +37,8 @@ class LivePage {
     const field = (name) => this.settings.find((other) => other.name === name);
     const isCompare = this.part("compare").checked, strategy = field("remasking_strategy");
     strategy.disabled = isCompare;
-    field("confidence_threshold").disabled = !isCompare && strategy.value !== "low_confidence_dynamic";
-    const words = [isCompare ? "static and dynamic" : STRATEGIES[strategy.value] || strategy.value];
+    field("confidence_threshold").disabled = !isCompare && !["", "low_confidence_dynamic"].includes(strategy.value);
+    const words = isCompare || strategy.value ? [isCompare ? "static and dynamic" : this.strategyName] : [];
     const add = (name, before, after = "") => {
       if (field(name).value !== "" && !field(name).disabled) words.push(before + field(name).value + after);
     };
@@ -48,6 +47,11 @@ class LivePage {
     add("max_tokens", "at most ", " tokens");
     add("seed", "seed ");
     this.part("settings-now").textContent = words.join(" · ");
+  }
+
+  get strategyName() {
+    const { value } = this.settings.find((field) => field.name === "remasking_strategy");
+    return STRATEGIES[value] || value;
   }
 
   /* The body of a request; what the reader left empty is left out. */
@@ -72,30 +76,32 @@ class LivePage {
     const isCompare = this.part("compare").checked;
     const strategies = isCompare ? ["low_confidence_static", "low_confidence_dynamic"] : [""];
     const answers = strategies.map((_, i) => new LiveAnswer(question, `question ${this.numAsked + 1}`, i));
-    const chosen = this.settings.find((field) => field.name === "remasking_strategy").value;
+    const words = isCompare ? "static, dynamic" : this.strategyName;
     const item = {
       question: `${++this.numAsked}. ${question.replace(/\s+/g, " ")}`,
-      note: ` (${isCompare ? "static, dynamic" : STRATEGIES[chosen] || chosen})`,
+      note: words && ` (${words})`,
       labels: isCompare ? ["static", "dynamic"] : [""],
       panels: answers.map((answer) => answer.data),
+      answers,
     };
+    this.seenBefore = this.player.item;
     this.items.push(item);
     this.showItems(item);
+    this.player.bringIntoView();
     this.start();
 
     const { signal } = this.abort;
     const problems = await Promise.all(answers.map(async (answer, i) => {
       try {
         const body = this.body(question, strategies[i]);
-        await streamAnswer(body, this.part("key").value, signal, answer, () => this.draw(item, answers));
-        this.records.push(answer.record);
+        await streamAnswer(body, this.part("key").value.trim(), signal, answer, () => this.draw(item));
         return null;
       } catch (error) {
         answer.leave(error.name === "AbortError" ? "stopped" : "broken off");
         return error;
       }
     }));
-    this.end(item, answers, problems);
+    this.end(item, problems);
   }
 
   start() {
@@ -107,16 +113,16 @@ class LivePage {
     this.form.classList.add("is-asking");
   }
 
-  draw(item, answers) {
+  draw(item) {
     if (this.timer) return;
     this.timer = setTimeout(() => {
       this.timer = null;
-      item.panels = answers.map((answer) => answer.data);
+      item.panels = item.answers.map((answer) => answer.data);
       this.player.update(item);
     }, DRAW_EVERY_MS);
   }
 
-  end(item, answers, problems) {
+  end(item, problems) {
     clearTimeout(this.timer);
     this.timer = this.abort = null;
     const hadFocus = document.activeElement === this.part("stop");
@@ -125,13 +131,15 @@ class LivePage {
     this.form.classList.remove("is-asking");
     if (hadFocus) this.part("question").focus(); // a button that vanishes takes the focus along
 
-    item.panels = answers.map((answer) => answer.data);
+    item.panels = item.answers.map((answer) => answer.data);
     if (item.panels.some((data) => data.numSteps)) {
       this.player.update(item);
       this.showItems();
     } else { // nothing came: nothing to keep
       this.items.splice(this.items.indexOf(item), 1);
-      this.showItems(this.items[this.items.length - 1]);
+      this.showItems();
+      if (this.seenBefore) this.player.select(this.seenBefore);
+      this.player.goTo(Infinity);
     }
     theFiles.part("download").hidden = !this.records.length;
 
@@ -148,12 +156,16 @@ class LivePage {
 
   /* Of the answers that were finished, in words. */
   sum(item) {
-    return item.panels.filter((data) => data.numResponse !== null).map((data) => {
-      const label = item.labels[item.panels.indexOf(data)];
-      const rate = (data.numResponse / Math.max(1, data.numForwards)).toFixed(2);
-      return `${label ? `${label}: ` : ""}${data.numResponse} tokens in ${data.numForwards} forwards, ${rate} per forward`;
-    }).join(" · ");
+    return item.answers.map(({ record }, i) => {
+      if (!record) return "";
+      const { num_response_tokens: numTokens, num_forwards: numForwards, seed } = record.trace;
+      const rate = (numTokens / Math.max(1, numForwards)).toFixed(2);
+      return `${item.labels[i] && `${item.labels[i]}: `}${numTokens} tokens in ${numForwards} forwards, ${rate} per forward, seed ${seed}`;
+    }).filter(Boolean).join(" · ");
   }
+
+  /* Lines for a traces.jsonl: the answers that were finished. */
+  get records() { return this.items.flatMap((item) => item.answers).map((answer) => answer.record).filter(Boolean); }
 
   showItems(selected) {
     this.player.setGroup("session", "This session", this.items);

@@ -155,7 +155,7 @@ class TracePanel {
     // A panel that ended earlier shows no token as new: nothing happens there any more.
     const fresh = step > this.numSteps && !this.data.isLive ? -1 : state.step - 1;
     for (let i = 0; i < this.tokens.length; i++) this.drawToken(i, state.step, fresh, clock.numSteps, colour);
-    const hasEnded = state.isDone && this.numSteps > 0;
+    const hasEnded = state.isDone && (this.numSteps > 0 || Boolean(this.data.leftWords));
     this.root.classList.toggle("is-done", hasEnded);
     this.part("done").textContent = this.data.isLive ? this.data.ending : hasEnded ? this.ending() : "";
     this.part("step").textContent = `${state.step} of ${this.numSteps}`;
@@ -227,7 +227,10 @@ class TracePanel {
     canvas.addEventListener("focusout", () => this.hideTip());
     canvas.addEventListener("keydown", (event) => {
       const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-      if (event.key === "Escape") this.hideTip();
+      if (event.key === "Escape" && this.tipFor !== undefined) {
+        event.stopPropagation(); // that it does something else elsewhere is not meant now
+        this.hideTip();
+      }
       if (!move) return;
       // With the focus on a token the arrows walk through the tokens, not through the steps.
       event.stopPropagation();

@@ -69,14 +69,14 @@ class TracePlayer {
     if (!items.includes(this.item)) this.select(0); else this.part("record").value = items.indexOf(this.item);
   }
 
-  /* index: a place in `items`, cut to what there is; or one of the items. */
+  /* index: a place in `items`, cut to what there is; or one of the items. An answer that arrives is shown as it is now. */
   select(index) {
     this.pause();
     const { items } = this;
     this.item = typeof index === "number" ? items[Math.max(0, Math.min(items.length - 1, index))] : index;
     this.part("record").value = items.indexOf(this.item);
     this.panels = [];
-    if (this.item) this.update(this.item, 0);
+    if (this.item) this.update(this.item, this.item.panels.some((data) => data.isLive) ? Infinity : 0);
   }
 
   /* What an item holds has changed: more steps of an answer that arrives, or other panels. step: where to go. */
@@ -219,6 +219,13 @@ class TracePlayer {
     }, { rootMargin: "-20% 0px" });
     kinds.forEach((kind) => this.root.addEventListener(kind, stop));
     observer.observe(this.part("panels"));
+  }
+
+  /* Scroll to the panels unless their beginning is in sight. */
+  bringIntoView() {
+    if (this.part("panels").getBoundingClientRect().top < 0.6 * innerHeight) return;
+    const isCalm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    this.root.scrollIntoView({ block: "start", behavior: isCalm ? "auto" : "smooth" });
   }
 
   state() {

@@ -25,6 +25,14 @@ async function refusal(response) {
   return new ServerError(wait && response.status === 429 ? `${text} Try again in ${wait} s.` : text, response.status);
 }
 
+function readChunk(text) {
+  try {
+    return parsePythonJson(text);
+  } catch {
+    throw new ServerError("The server sent something that cannot be read.");
+  }
+}
+
 /* The JSON objects of an event stream, until [DONE]. */
 async function* readEvents(body) {
   const reader = body.getReader(), decoder = new TextDecoder();
@@ -43,7 +51,7 @@ async function* readEvents(body) {
       const lines = event.split(/\r?\n/).filter((line) => line.startsWith("data:"));
       const text = lines.map((line) => line.slice(5).trim()).join("\n");
       if (text === "[DONE]") return;
-      if (text) yield JSON.parse(text);
+      if (text) yield readChunk(text);
     }
   }
   throw new ServerError(CUT_OFF);
@@ -53,6 +61,7 @@ async function* readEvents(body) {
    answer is complete. Throws a ServerError, or the AbortError of `signal`. */
 async function streamAnswer(body, key, signal, answer, onChange) {
   const headers = { "Content-Type": "application/json" };
+  if (/[^\x20-\x7e]/.test(key)) throw new ServerError("The API key has characters that cannot be sent.", 401);
   if (key) headers.Authorization = `Bearer ${key}`;
   let response;
   try {
@@ -88,7 +97,7 @@ class LiveAnswer {
 
   take(unmask) {
     if (unmask.start) this.begin(unmask.start);
-    if (unmask.tokens) this.unmask(unmask.step, unmask.tokens);
+    if (unmask.step !== undefined) this.unmask(unmask.step, unmask.tokens || []);
     if (unmask.trace) this.finish(unmask.trace);
   }
 
