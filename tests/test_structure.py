@@ -37,6 +37,7 @@ OPTIONAL = {
     "math_verify": "rewards/equality.py",
     "sympy": "rewards/equality.py",
     "matplotlib": "viewer/picture.py",
+    "PIL": "viewer/animation.py",
     "lm_eval": "lm_harness.py",
     "openai": "rewards/chat_endpoint.py",
     "ray": "rl/cluster.py",
@@ -101,7 +102,16 @@ def test_every_part_has_its_layer() -> None:
 
 @pytest.mark.parametrize(
     "what",
-    ["unmask", "unmask.cli.main", "unmask.cli.plotting", "unmask.config", "unmask.types", "unmask.viewer", "unmask.files"],
+    [
+        "unmask",
+        "unmask.cli.main",
+        "unmask.cli.plotting",
+        "unmask.cli.viewing",
+        "unmask.config",
+        "unmask.types",
+        "unmask.viewer",
+        "unmask.files",
+    ],
 )
 def test_light_parts_leave_torch_unloaded(what: str) -> None:
     heavy = ("torch", "transformers", "numpy", *OPTIONAL)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
+from html.parser import HTMLParser
 
 import pytest
 
@@ -57,3 +60,81 @@ def test_missing_field_is_named() -> None:
 def test_sampling_params_are_checked(bad) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         SamplingParams(**bad)
+
+
+class Reader(HTMLParser):
+    """The text of a piece of HTML, the titles in it, and what tags and attributes it has."""
+
+    def __init__(self, markup: str) -> None:
+        super().__init__()
+        self.text, self.titles, self.tags, self.attributes, self.depth = "", [], set(), set(), 0
+        self.feed(markup)
+        self.close()
+        assert self.depth == 0
+
+    def handle_starttag(self, tag, attrs) -> None:
+        self.depth += 1
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+        self.titles += [value for name, value in attrs if name == "title"]
+
+    def handle_endtag(self, tag) -> None:
+        self.depth -= 1
+
+    def handle_data(self, data) -> None:
+        self.text += data
+
+
+HTML_TRACE = Trace([1], [5, 6, 7, 2], [1, 0, 1, -1], [-1.0] * 3 + [0.0], [0.4, 0.999, 0.6, 0.0], 2, 4, 2, "stop")
+
+
+def test_notebooks_show_a_trace() -> None:
+    shown = Reader(HTML_TRACE._repr_html_())
+    assert shown.titles == [
+        "step 1 · confidence 0.4 · id 5", "step 0 · confidence 0.999 · id 6", "step 1 · confidence 0.6 · id 7",
+    ]  # fmt: skip
+    assert "5 6 7" in shown.text
+    assert "▒ 1 positions never unmasked" in shown.text
+    assert "2 response tokens on a canvas of 4 · 2 forwards · 1.00 tokens per forward · finish reason: stop" in shown.text
+
+
+def test_notebooks_show_a_record_with_its_texts() -> None:
+    record = TraceRecord("q", HTML_TRACE, "1 < 2?", "yes", ["p"], ["ye\n", "s", "", "[mask]"], "yes", 0.5)
+    shown = Reader(record._repr_html_())
+    assert "prompt 1 < 2?" in shown.text
+    assert "right answer yes" in shown.text
+    assert "reward 0.5" in shown.text
+    assert "ye↵\ns[7]" in shown.text  # a token without a text has its id
+    assert Reader(replace(record, canvas_pieces=[], reward=None)._repr_html_()).text.count("reward") == 0
+
+
+def test_notebooks_run_nothing_that_a_model_writes() -> None:
+    evil = ['</span><script>alert("1")</script>', "<img src=x onerror=alert(1)>", '" onmouseover="x', "\u202e\x00"]
+    record = TraceRecord("q", HTML_TRACE, evil[0], evil[1], [evil[1]], evil, evil[2], 1.0)
+    for markup in (record._repr_html_(), HTML_TRACE._repr_html_()):
+        shown = Reader(markup)
+        assert shown.tags <= {"div", "span", "b"}
+        assert shown.attributes <= {"style", "title"}
+        assert "\u202e" not in markup
+        assert "http" not in markup
+    assert evil[0] in Reader(record._repr_html_()).text
+
+
+def test_traces_at_their_edges_are_shown() -> None:
+    for trace in (
+        Trace([], [], [], [], [], 0, 4, 0, "abort"),
+        replace(HTML_TRACE, step_map=[-1] * 4, num_response_tokens=0),
+        replace(HTML_TRACE, confidences=[math.nan, 1.5, -1.0, math.inf]),
+    ):
+        assert "finish reason" in Reader(trace._repr_html_()).text
+
+
+def test_repr_is_one_short_line_and_equality_is_of_the_fields() -> None:
+    trace = replace(HTML_TRACE, canvas_ids=list(range(5000)))
+    assert repr(trace) == "<Trace: 1 prompt and 5000 canvas tokens, response of 2, 2 forwards, stop, seed 0>"
+    record = TraceRecord("q", HTML_TRACE, response_text="a\nb" * 1000, reward=1.0)
+    assert repr(record).startswith("<TraceRecord 'q': 'a\\nb")
+    assert len(repr(record)) < 250
+    assert "\n" not in repr(record)
+    assert replace(HTML_TRACE) == HTML_TRACE
+    assert replace(HTML_TRACE, seed=1) != HTML_TRACE

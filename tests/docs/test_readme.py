@@ -138,6 +138,9 @@ def check_files(folder: Path) -> None:
         "evaluation/results.json",
         "curves/plot.html",
         "curves/plot.png",
+        "answer.gif",
+        "compared.gif",
+        "generated.gif",
     ):
         assert (folder / name).stat().st_size > 0
     sft, rl = (tomllib.loads((folder / "runs" / name / "recipe.toml").read_text()) for name in ("terse-sft", "terse-rl"))

@@ -40,12 +40,16 @@ def export(
     adapter: Annotated[Path | None, typer.Option(help="LoRA adapter folder, merged into the weights")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16; auto = as stored")] = "auto",
     max_shard_gb: Annotated[float, typer.Option(help="largest size of one file")] = 5.0,
+    untie_head: Annotated[bool, typer.Option("--untie-head", help="write a tied head as a tensor of its own")] = False,
+    code_from: Annotated[str, typer.Option(help="published checkpoint of the family; its Python files come along")] = "",
     revision: Revision = "",
 ) -> None:
     """Write a plain model folder that other tools load."""
     from unmask.cli.checkpoints import run_export
 
-    run_export(checkpoint, output, adapter, dtype, max_shard_gb, revision)
+    run_export(
+        checkpoint, output, adapter, dtype, max_shard_gb, revision, has_own_head=untie_head, code_from=code_from
+    )  # fmt: skip
 
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="run folder")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,11 +71,16 @@ def run_new(preset: str, output: Path, settings: list[str], seed: int, dtype: st
 
 
 def run_export(
-    checkpoint: str, output: Path, adapter: Path | None, dtype: str, max_shard_gb: float, revision: str
+    checkpoint: str, output: Path, adapter: Path | None, dtype: str, max_shard_gb: float, revision: str, *,
+    has_own_head: bool, code_from: str,
 ) -> None:  # fmt: skip
-    """Writes a plain model folder, with an adapter merged into the weights. Raises `UnmaskError`."""
+    """Writes a plain model folder, with an adapter merged into the weights. Raises `UnmaskError`.
+
+    has_own_head: a tied head is written as a tensor of its own. code_from: a checkpoint whose code comes along.
+    """
     from unmask.launch import find_model_folder
     from unmask.models.checkpoint import check_target, find_dtype, load_model, read_spec, save_model, weights_folder
+    from unmask.models.export import carried_with_code, untie_head, with_older_names
     from unmask.models.weights import read_headers, stored_dtype
 
     if not 0 < max_shard_gb < math.inf:
@@ -94,7 +100,11 @@ def run_export(
         from unmask.models.lora import load_adapter, merge_adapter
 
         model = merge_adapter(load_adapter(model, adapter)).to(target)
-    save_model(model, output, max_shard_bytes=int(max_shard_gb * 1e9))
+    model.config = with_older_names(model.config, model.spec)
+    if has_own_head:
+        untie_head(model)
+    with carried_with_code(model, code_from) if code_from else nullcontext() as carried:
+        save_model(model, output, tokenizer_from=carried, max_shard_bytes=int(max_shard_gb * 1e9))
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters as {str(target).removeprefix('torch.')}", file=sys.stderr)
     print(output)
 

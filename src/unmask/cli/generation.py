@@ -9,10 +9,12 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from unmask.cli.watching import check_terminal, title_of, watch
 from unmask.config import GenerateRecipe, Plugin, check, load_recipe
 from unmask.config.evaluation import DEFAULT_MODES
 from unmask.errors import UnmaskError
 from unmask.types import Example, SamplingParams, TraceRecord
+from unmask.viewer.animation import check_animation, draw_animation
 
 if TYPE_CHECKING:
     from unmask.data.chat import ChatTokenizer
@@ -22,11 +24,13 @@ if TYPE_CHECKING:
 
 def run_generate(
     checkpoint: str, settings: list[str], prompts: list[str], input_file: Path | None, output: Path | None, *,
-    mode: str, device: str, dtype: str, overwrite: bool, turns: dict[str, str], num_responses: int,
+    mode: str, device: str, dtype: str, overwrite: bool, turns: dict[str, str], num_responses: int, is_watched: bool,
+    gif: Path | None,
 ) -> None:  # fmt: skip
     """Prints the answers or, with `output`, appends traces as they are finished; rows that are there already are skipped.
 
-    turns: options of `PromptOptions` for all prompts. Progress and speed go to stderr.
+    turns: options of `PromptOptions` for all prompts. is_watched: instead of answers, their unmasking is drawn in the terminal,
+    one after the other. gif: file for an animation of the only answer. Progress and speed go to stderr.
     """
     if mode and mode not in DEFAULT_MODES:
         raise UnmaskError(f"unknown mode {mode!r}; known: {', '.join(DEFAULT_MODES)}")
@@ -35,6 +39,8 @@ def run_generate(
     params = SamplingParams(**recipe.model_dump(exclude={"engine", "reward"}))
     if bool(prompts) == (input_file is not None):
         raise UnmaskError("give prompts either with --prompt or with --input")
+    if is_watched:
+        check_terminal()
     from unmask.data.chat import ChatTokenizer
     from unmask.diffusion.remasking import get_strategy
     from unmask.engine import Engine
@@ -45,6 +51,12 @@ def run_generate(
 
     get_strategy(params.remasking_strategy)
     examples = _examples(prompts, input_file, turns)
+    if gif is not None:
+        check_animation(gif)
+        if (num := len(examples) * num_responses) != 1:
+            raise UnmaskError(
+                f"--gif draws one answer, and there are {num}: write traces with --output, then unmask view --gif --record"
+            )
     rewards = None if recipe.reward is None else RewardPool(recipe.reward)
     if rewards is not None:
         rewards.check(examples)
@@ -57,15 +69,21 @@ def run_generate(
     ids = [(example.id, member) for example in examples for member in range(num_responses)]
 
     def decode(done: Sequence[TraceRecord]) -> Iterator[TraceRecord]:
-        return _decode(engine, tokenizer, examples, params, name, rewards, num_responses, done)
+        return _decode(engine, tokenizer, examples, params, name, rewards, num_responses, done, is_watched=is_watched)
 
+    records: list[TraceRecord] = []
     with rewards or nullcontext():
         if output is None:
             for record in in_order(decode([]), ids):
-                print(record.response_text, flush=True)
+                if not is_watched:
+                    print(record.response_text, flush=True)
+                records.append(record)
         else:
-            write_traces(output, ids, name, overwrite, decode)
+            records = write_traces(output, ids, name, overwrite, decode)
             print(output)
+    if gif is not None:
+        draw_animation([records[0]], gif)
+        print(gif, file=sys.stdout if output is not None else sys.stderr)  # an answer stands alone in the output
 
 
 def check_dtype(dtype: str) -> None:
@@ -88,10 +106,10 @@ def _examples(prompts: list[str], input_file: Path | None, turns: dict[str, str]
 
 def _decode(
     engine: Engine, tokenizer: ChatTokenizer, examples: Sequence[Example], params: SamplingParams, checkpoint: str,
-    rewards: RewardPool | None, num_responses: int, done: Sequence[TraceRecord],
+    rewards: RewardPool | None, num_responses: int, done: Sequence[TraceRecord], *, is_watched: bool,
 ) -> Iterator[TraceRecord]:  # fmt: skip
     """A record for every response that is not among those done, as soon as all responses to its example are finished; shows
-    progress."""
+    progress, or the unmasking itself."""
     from unmask.evaluate.records import check_finished, trace_record
     from unmask.rl.rollout import GroupScoring, seeded_params
     from unmask.train.progress import Progress
@@ -122,8 +140,13 @@ def _decode(
 
     start = time.monotonic()
     num_tokens = num_forwards = num_finished = 0
-    stream = engine.stream([prompts[n // num_responses] for n in left], [every[n] for n in left])
-    with Progress("decoding", len(every), len(finished), unit="answer") as progress, closing(stream):
+    wanted = [prompts[n // num_responses] for n in left], [every[n] for n in left]
+    if is_watched:
+        titles = [title_of(examples[n // num_responses], n % num_responses, num_responses) for n in left]
+        stream = watch(engine, *wanted, titles, tokenizer.shares)
+    else:
+        stream = engine.stream(*wanted)
+    with Progress("decoding", len(every), len(finished), unit="answer", is_quiet=is_watched) as progress, closing(stream):
         for number, news in stream:
             num_tokens += len(news.new_ids)
             num_forwards = engine.stats.num_denoising_forwards
@@ -159,10 +182,11 @@ def in_order(records: Iterator[TraceRecord], ids: Sequence[tuple[str, int]]) -> 
 def write_traces(
     output: Path, ids: Sequence[tuple[str, int]], checkpoint: str, overwrite: bool,
     make: Callable[[Sequence[TraceRecord]], Iterator[TraceRecord]],
-) -> None:  # fmt: skip
+) -> list[TraceRecord]:  # fmt: skip
     """Appends whole lines as they are finished; at the end the file is put into the order of `ids` (example, member).
 
-    make: all records but those that are there already. Raises `UnmaskError` for a file with anything else in it.
+    make: all records but those that are there already. Returns what the file then holds. Raises `UnmaskError` for a file with
+    anything else in it.
     """
     from unmask.evaluate.records import read_finished, write_records
     from unmask.metrics import JsonlWriter
@@ -183,4 +207,6 @@ def write_traces(
     finally:
         if writer is not None:
             writer.close()
-    write_records(output, [records[key] for key in ids])
+    in_file = [records[key] for key in ids]
+    write_records(output, in_file)
+    return in_file

@@ -142,6 +142,8 @@ def generate(
     system_prompt: Annotated[str, typer.Option(help="a system turn before each prompt")] = "",
     response_prefix: Annotated[str, typer.Option(help="text the answers are begun with; rows may name their own")] = "",
     num_responses: Annotated[int, typer.Option("-k", min=1, max=10_000, help="responses to each prompt")] = 1,
+    watch: Annotated[bool, typer.Option("--watch", help="draw the unmasking in the terminal, answer after answer")] = False,
+    gif: Annotated[Path | None, typer.Option(help="write an animation of the unmasking; for one answer")] = None,
 ) -> None:
     """Decode prompts; settings are sampling parameters (temperature=0.5 seed=1 ...), engine.KEY=VALUE and reward.name=NAME."""
     from unmask.cli.generation import run_generate
@@ -150,6 +152,7 @@ def generate(
         checkpoint, settings or [], prompt or [], input_file, output,
         mode=mode, device=device, dtype=dtype, overwrite=overwrite,
         turns={"system_prompt": system_prompt, "response_prefix": response_prefix}, num_responses=num_responses,
+        is_watched=watch, gif=gif,
     )  # fmt: skip
 
 
@@ -211,18 +214,13 @@ def view(
     traces: Annotated[Path, typer.Argument(help="traces.jsonl")],
     compare: Annotated[Path | None, typer.Option(help="a second file, shown beside the first for the same ids")] = None,
     output: Annotated[Path | None, typer.Option(help="default: TRACES with the ending .html")] = None,
+    gif: Annotated[Path | None, typer.Option(help="write an animation of one record here, and no page")] = None,
+    record: Annotated[str | None, typer.Option(help="with --gif: id of the record; default: the first")] = None,
 ) -> None:
-    """Write a page that plays how sequences were unmasked."""
-    from unmask.files import write_text
-    from unmask.viewer import load_records, render_player
+    """Write a page that plays how sequences were unmasked, or an animation of one."""
+    from unmask.cli.viewing import run_view
 
-    page = output or traces.with_suffix(".html")
-    if page.resolve() in {p.resolve() for p in (traces, compare) if p}:
-        raise UnmaskError(f"{page}: is the file with the traces; write the page somewhere else")
-    other = load_records(compare) if compare else None
-    labels = (traces.stem, compare.stem) if compare else ("before", "after")
-    write_text(page, render_player(load_records(traces), f"unmask: {traces.name}", other, labels))
-    print(page)
+    run_view(traces, compare, output, gif, record)
 
 
 @app.command()

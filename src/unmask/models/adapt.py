@@ -17,6 +17,7 @@ from unmask.files import read_json
 from unmask.models import FAMILIES
 from unmask.models.checkpoint import allocate, find_dtype
 from unmask.models.decoder import Decoder
+from unmask.models.export import with_older_names
 from unmask.models.weights import check_tensors, checkpoint_tensors, read_headers, read_tensors, stored_dtype
 
 # model_type of the autoregressive model -> the family that has its tensors
@@ -65,7 +66,7 @@ def adapt_model(folder: Path, special_ids: dict[str, Any], num_tokens: int, bloc
         model = Decoder(spec)
         check_tensors(stored, Decoder(replace(spec, vocab_size=num_rows)), family, spec, folder)
     model = allocate(model, "cpu", find_dtype(stored_dtype(stored)))
-    model.config, model.source_folder = config, folder.resolve()
+    model.config, model.source_folder = with_older_names(config, spec), folder.resolve()
     wanted = checkpoint_tensors(model, family)
     tables = [family.to_checkpoint_name(f"{name}.weight") for name in ("embed_tokens", "lm_head")]
     read_tensors(stored, {name: tensor[:num_rows] if name in tables else tensor for name, tensor in wanted.items()})

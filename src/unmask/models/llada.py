@@ -48,7 +48,16 @@ class _Config(HubConfig):
     rope_scaling: None = None
 
 
+# Read by the published code, whose own defaults (dropout!) are others; they change nothing here.
+_UNUSED = {
+    "alibi": False, "alibi_bias_max": 8.0, "attention_dropout": 0.0, "attention_layer_norm": False,
+    "attention_layer_norm_with_affine": True, "block_group_size": 1, "embedding_dropout": 0.0, "flash_attention": False,
+    "init_cutoff_factor": None, "init_device": "meta", "init_fn": "mitchell", "input_emb_norm": False,
+    "layer_norm_with_affine": True, "precision": "amp_bf16", "residual_dropout": 0.0, "rope_full_precision": True,
+    "scale_logits": False, "use_cache": False,
+}  # fmt: skip
 _LLADA = {
+    **_UNUSED,
     "architectures": ["LLaDAModelLM"], "model_type": "llada", "activation_type": "silu", "block_type": "llama",
     "layer_norm_type": "rms", "rope": True, "multi_query_attention": None, "rms_norm_eps": 1e-5, "rope_theta": 500000.0,
     "include_bias": False, "include_qkv_bias": False, "bias_for_layer_norm": False, "weight_tying": False,

@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, Strict, TypeAdapter, ValidationError
 from pydantic.functional_validators import SkipValidation
 
 from unmask.errors import UnmaskError
+from unmask.types.html import record_html, trace_html
 
 FinishReason = Literal["stop", "length", "abort"]
 Count = Annotated[int, Strict(), Field(ge=0)]
@@ -84,6 +85,17 @@ class Trace:
         """Response tokens per forward pass (TPF)."""
         return self.num_response_tokens / max(1, self.num_forwards)
 
+    def __repr__(self) -> str:
+        """In one line: the thousands of numbers of a trace are not for reading."""
+        return (
+            f"<Trace: {len(self.prompt_ids)} prompt and {len(self.canvas_ids)} canvas tokens, response of "
+            f"{self.num_response_tokens}, {self.num_forwards} forwards, {self.finish_reason}, seed {self.seed}>"
+        )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the canvas, coloured by confidence, ids for tokens."""
+        return trace_html(self)
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -121,6 +133,14 @@ class TraceRecord:
     parts: dict[str, Number] = field(default_factory=dict)  # sub-scores of the reward
     member: Count = 0
     checkpoint: str = ""  # name and fingerprint of the model folder that decoded it
+
+    def __repr__(self) -> str:
+        reward = "" if self.reward is None else f", reward {self.reward:g}"
+        return f"<TraceRecord {self.id!r}: {self.response_text[:60]!r}{reward}, {self.trace!r}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the prompt, and the canvas coloured by confidence."""
+        return record_html(self)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

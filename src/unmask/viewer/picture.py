@@ -1,4 +1,4 @@
-"""Charts as one PNG, through matplotlib. The one importer of matplotlib."""
+"""Charts as one PNG, through matplotlib, and its font for other pictures. The one importer of matplotlib."""
 
 from __future__ import annotations
 
@@ -39,6 +39,16 @@ def draw_charts(charts: Sequence[Chart], title: str, path: Path, note: str = "")
         raise UnmaskError(f"{path}: drawing needs matplotlib, which is not installed: pip install 'unmask[plot]'") from None
     with new_file(path) as temporary:
         figure.savefig(temporary, format="png")
+
+
+def monospace_font() -> Path | None:
+    """A font file that comes with matplotlib (DejaVu Sans Mono); None where it is not installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        return None
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSansMono.ttf"
+    return path if path.exists() else None
 
 
 def make_figure(charts: Sequence[Chart], title: str, note: str) -> Figure:
