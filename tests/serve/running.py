@@ -15,9 +15,14 @@ import psutil
 
 from tests.recipes import start
 from tests.serve.client import Client
-from tests.serve.models import loaded, tokenizer
+from tests.serve.models import tokenizer
 from unmask.config import ServeRecipe, load_recipe
 from unmask.engine import AsyncEngine, Engine
+from unmask.engine.aio import _ThreadLink
+from unmask.engine.worker import Worker
+from unmask.errors import UnmaskError
+from unmask.models import Decoder
+from unmask.models.checkpoint import load_model
 from unmask.serve.api import create_app
 from unmask.serve.engine_process import Source
 from unmask.serve.server import _Server, address_of, listen, uvicorn_config
@@ -96,6 +101,24 @@ class Served(Running):
         self.process.stderr.close()
 
 
+class _Link(_ThreadLink):
+    """To an engine in a thread that loads weights as the one in a process does."""
+
+    def start(self, deliver: Any) -> None:
+        def load(source: Source) -> Decoder:
+            new = source.load("cpu", "float32")
+            if new.spec != self._engine.model.spec:
+                raise UnmaskError("another model")
+            return new
+
+        def run() -> None:
+            Worker(self._engine, self._take, deliver, load).run()
+            deliver(None)
+
+        self._thread = threading.Thread(target=run, daemon=True)
+        self._thread.start()
+
+
 class Local(Running):
     """The server in a thread, its engine in another one. limits: of the engine, or with a prefix `server_` of the server."""
 
@@ -111,9 +134,9 @@ class Local(Running):
         self.client = Client(address_of(self._sock).removeprefix("http://"))
 
     async def _run(self) -> None:
-        model = loaded(self.folder)
+        model = load_model(self.folder, dtype="float32")  # its own: it may get other weights
         self.engine = Engine(model, decode=tokenizer().decode, **self.recipe.engine.model_dump())
-        async with AsyncEngine(self.engine) as engine:
+        async with AsyncEngine(_Link(self.engine)) as engine:
             self.loop = asyncio.get_running_loop()
             self.service = Service(engine, tokenizer(), model.spec, self.recipe, Source(self.folder), "tiny")
             api_keys, admin_keys = self._keys
@@ -142,6 +165,6 @@ class Local(Running):
         """In the server's loop."""
         self.loop.call_soon_threadsafe(function, *args)
 
-    def server_state_connections(self) -> int:
-        """Connections that are open, those aside over which one asks."""
+    @property
+    def num_connections(self) -> int:
         return len(self.server.server_state.connections)
