@@ -122,10 +122,12 @@ class _Link(_ThreadLink):
 class Local(Running):
     """The server in a thread, its engine in another one. limits: of the engine, or with a prefix `server_` of the server."""
 
-    def __init__(self, folder: Path, *, api_keys: tuple[str, ...] = (), admin_keys: tuple[str, ...] = (), **limits: Any):
+    def __init__(
+        self, folder: Path, *words: str, api_keys: tuple[str, ...] = (), admin_keys: tuple[str, ...] = (), **limits: Any
+    ):  # fmt: skip
         self.folder, self.said = folder, list[str]()
-        words = [f"server.{k[7:]}={v}" if k.startswith("server_") else f"engine.{k}={v}" for k, v in limits.items()]
-        self.recipe = load_recipe(ServeRecipe, [], words)
+        more = [f"server.{k[7:]}={v}" if k.startswith("server_") else f"engine.{k}={v}" for k, v in limits.items()]
+        self.recipe = load_recipe(ServeRecipe, [], [*words, *more])
         self._keys, self._is_up = (api_keys, admin_keys), threading.Event()
         self._sock = listen("127.0.0.1", 0)
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
@@ -168,3 +170,12 @@ class Local(Running):
     @property
     def num_connections(self) -> int:
         return len(self.server.server_state.connections)
+
+    @property
+    def num_tasks(self) -> int:
+        """Of asyncio, this question's own among them."""
+
+        async def count() -> int:
+            return len(asyncio.all_tasks())
+
+        return asyncio.run_coroutine_threadsafe(count(), self.loop).result(PATIENCE_S)

@@ -113,7 +113,8 @@ def test_what_takes_too_long_to_end_is_told_off(folders, number) -> None:
         assert (whole.status, whole.error["message"]) == (503, "the server has ended")
         last = json.loads(streamed.text.split("\n\n")[-2].removeprefix("data: "))
         assert last["error"] == whole.error
-        assert b" 503 " in read_all(half)[:20]
+        with half:
+            assert b" 503 " in read_all(half)[:20]
     assert served.lines[-1] == "ending; 2 answers under way"
 
 
