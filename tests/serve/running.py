@@ -15,9 +15,14 @@ import psutil
 
 from tests.recipes import start
 from tests.serve.client import Client
-from tests.serve.models import loaded, tokenizer
+from tests.serve.models import tokenizer
 from unmask.config import ServeRecipe, load_recipe
 from unmask.engine import AsyncEngine, Engine
+from unmask.engine.aio import _ThreadLink
+from unmask.engine.worker import Worker
+from unmask.errors import UnmaskError
+from unmask.models import Decoder
+from unmask.models.checkpoint import load_model
 from unmask.serve.api import create_app
 from unmask.serve.engine_process import Source
 from unmask.serve.server import _Server, address_of, listen, uvicorn_config
@@ -96,13 +101,33 @@ class Served(Running):
         self.process.stderr.close()
 
 
+class _Link(_ThreadLink):
+    """To an engine in a thread that loads weights as the one in a process does."""
+
+    def start(self, deliver: Any) -> None:
+        def load(source: Source) -> Decoder:
+            new = source.load("cpu", "float32")
+            if new.spec != self._engine.model.spec:
+                raise UnmaskError("another model")
+            return new
+
+        def run() -> None:
+            Worker(self._engine, self._take, deliver, load).run()
+            deliver(None)
+
+        self._thread = threading.Thread(target=run, daemon=True)
+        self._thread.start()
+
+
 class Local(Running):
     """The server in a thread, its engine in another one. limits: of the engine, or with a prefix `server_` of the server."""
 
-    def __init__(self, folder: Path, *, api_keys: tuple[str, ...] = (), admin_keys: tuple[str, ...] = (), **limits: Any):
+    def __init__(
+        self, folder: Path, *words: str, api_keys: tuple[str, ...] = (), admin_keys: tuple[str, ...] = (), **limits: Any
+    ):  # fmt: skip
         self.folder, self.said = folder, list[str]()
-        words = [f"server.{k[7:]}={v}" if k.startswith("server_") else f"engine.{k}={v}" for k, v in limits.items()]
-        self.recipe = load_recipe(ServeRecipe, [], words)
+        more = [f"server.{k[7:]}={v}" if k.startswith("server_") else f"engine.{k}={v}" for k, v in limits.items()]
+        self.recipe = load_recipe(ServeRecipe, [], [*words, *more])
         self._keys, self._is_up = (api_keys, admin_keys), threading.Event()
         self._sock = listen("127.0.0.1", 0)
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
@@ -111,9 +136,9 @@ class Local(Running):
         self.client = Client(address_of(self._sock).removeprefix("http://"))
 
     async def _run(self) -> None:
-        model = loaded(self.folder)
+        model = load_model(self.folder, dtype="float32")  # its own: it may get other weights
         self.engine = Engine(model, decode=tokenizer().decode, **self.recipe.engine.model_dump())
-        async with AsyncEngine(self.engine) as engine:
+        async with AsyncEngine(_Link(self.engine)) as engine:
             self.loop = asyncio.get_running_loop()
             self.service = Service(engine, tokenizer(), model.spec, self.recipe, Source(self.folder), "tiny")
             api_keys, admin_keys = self._keys
@@ -142,6 +167,15 @@ class Local(Running):
         """In the server's loop."""
         self.loop.call_soon_threadsafe(function, *args)
 
-    def server_state_connections(self) -> int:
-        """Connections that are open, those aside over which one asks."""
+    @property
+    def num_connections(self) -> int:
         return len(self.server.server_state.connections)
+
+    @property
+    def num_tasks(self) -> int:
+        """Of asyncio, this question's own among them."""
+
+        async def count() -> int:
+            return len(asyncio.all_tasks())
+
+        return asyncio.run_coroutine_threadsafe(count(), self.loop).result(PATIENCE_S)

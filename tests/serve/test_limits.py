@@ -31,6 +31,17 @@ def narrow(folders) -> Local:
         running.assert_idle()
 
 
+def assert_cut_off(connection: socket.socket) -> None:
+    """Although there is always another byte."""
+    for _ in range(400):
+        try:
+            connection.sendall(b"X")
+        except OSError:
+            return
+        time.sleep(0.05)
+    raise AssertionError("still open after 20 s")
+
+
 def test_who_finds_no_room_is_told_at_once(narrow) -> None:
     streams = [narrow.client.begin(**ENDLESS) for _ in range(3)]
     other = narrow.client.with_key("b")
@@ -50,9 +61,8 @@ def test_who_finds_no_room_is_told_at_once(narrow) -> None:
 def test_what_never_fits_is_no_overload(narrow) -> None:
     answer = narrow.client.complete("x", n=4)
     assert (answer.status, answer.error["param"]) == (400, "n")
-    assert narrow.client.complete("x" * 2000, max_tokens=2096).error["code"] == "context_length_exceeded"
-    with pytest.raises(AssertionError):  # 2095 would fit
-        assert narrow.client.complete("x" * 2000, max_tokens=2095, n=4).error["code"] == "context_length_exceeded"
+    assert narrow.client.complete("x" * 4000, max_tokens=96).error["code"] == "context_length_exceeded"
+    assert narrow.client.complete("x" * 4000, max_tokens=95).status == 200
 
 
 def test_an_answer_that_takes_too_long(narrow) -> None:
@@ -112,11 +122,9 @@ def test_half_a_request_is_not_waited_for(narrow, part) -> None:
 
 
 def test_a_head_that_trickles_is_not_waited_for(narrow) -> None:
-    with narrow.client.connect() as connection, pytest.raises(OSError, match="reset|pipe"):
-        for _ in range(300):
-            connection.sendall(b"X")
-            time.sleep(0.05)
-    wait_until(lambda: not narrow.server.server_state.connections, "no connections")
+    with narrow.client.connect() as connection:
+        assert_cut_off(connection)
+    wait_until(lambda: not narrow.num_connections, "no connections")
 
 
 def test_a_refused_body_that_trickles_is_not_waited_for(narrow) -> None:
@@ -124,10 +132,7 @@ def test_a_refused_body_that_trickles_is_not_waited_for(narrow) -> None:
     with narrow.client.with_key("").connect() as connection:
         connection.sendall(head("POST", CHAT, 5000))
         assert read_answer(connection).status == 401
-        with pytest.raises(OSError, match="reset|pipe"):
-            for _ in range(300):
-                connection.sendall(b"X")
-                time.sleep(0.05)
+        assert_cut_off(connection)
 
 
 def test_an_idle_connection_is_kept_for_a_while(narrow) -> None:
@@ -157,7 +162,7 @@ def test_who_does_not_read_is_cut_off_and_frees_its_pages(folders) -> None:
             body = json.dumps({"prompt": "hello", "stream": stream, **fields}).encode()
             connection.sendall(head("POST", "/v1/completions", len(body)) + body)
             wait_until(lambda: server.num("answers_under_way") == 8, "being decoded")
-            wait_until(lambda: not server.server_state_connections(), "cut off")
+            wait_until(lambda: not server.num_connections, "cut off")
             server.assert_idle()
             connection.close()
         assert server.client.complete("x", max_tokens=2).status == 200
@@ -193,5 +198,5 @@ def test_500_connections_at_a_time(folders) -> None:
         assert [answer.status for answer in answers] == [200] * 100
         for connection in halves:
             connection.close()
-        wait_until(lambda: not server.server_state_connections(), "no connections")
+        wait_until(lambda: not server.num_connections, "no connections")
         server.assert_idle()

@@ -38,6 +38,10 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         504: "it took too long",
     }.items()
 }
+_ANSWERS: dict[int | str, dict[str, Any]] = {
+    **_ERRORS,
+    200: {"description": "the answer, or its events", "content": {"text/event-stream": {"schema": {"type": "string"}}}},
+}  # fmt: skip
 _ROUTES = (
     "/", "/health", "/ready", "/metrics", "/openapi.json", "/v1/models", "/v1/chat/completions", "/v1/completions",
     "/admin/reload",
@@ -93,12 +97,12 @@ def create_app(
             raise ApiError(404, f"the model {name!r} is not here; this server has {service.name!r}", code="model_not_found")
         return _model(service)
 
-    @app.post("/v1/chat/completions", responses=_ERRORS)
+    @app.post("/v1/chat/completions", responses=_ANSWERS)
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
         """The answer to a conversation."""
         return await _answer(service, request, body, ChatForm)
 
-    @app.post("/v1/completions", responses=_ERRORS)
+    @app.post("/v1/completions", responses=_ANSWERS)
     async def completions(request: Request, body: CompletionRequest) -> Response:
         """What follows a text, without a chat template."""
         return await _answer(service, request, body, CompletionForm)

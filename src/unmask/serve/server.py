@@ -38,12 +38,15 @@ _NUM_FILES = 65536  # connections that may be open, as far as the system lets us
 
 def listen(host: str, port: int) -> socket.socket:
     """A socket that is bound. Raises `UnmaskError`."""
+    sock = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         sock = socket.socket(family, kind, protocol)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
     except OSError as error:
+        if sock is not None:
+            sock.close()
         raise UnmaskError(f"cannot listen on {host}, port {port}: {error.strerror or error}; choose another") from None
     return sock
 
