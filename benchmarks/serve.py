@@ -198,7 +198,7 @@ def run(model: Path, args: argparse.Namespace, asks: list[Ask]) -> None:
             if problems := [t.problem for t in told if t.problem]:
                 raise SystemExit(f"{len(problems)} requests failed: {problems[0]}")
             speed = sum(t.num_tokens for t in told) / seconds
-            lag = float(re.search(r"unmask_event_loop_lag_seconds (\S+)", asyncio.run(get(port, "/metrics")))[1])
+            lag = float(re.search(r"(?m)^unmask_event_loop_lag_seconds (\S+)", asyncio.run(get(port, "/metrics")))[1])
             name = f"{share:.0%}" if math.isfinite(share) else "all at once"
             first, whole = percentiles([t.first_s for t in told]), percentiles([t.total_s for t in told])
             print(f"{name:>12} {speed:9.0f} {speed / ceiling:9.2f}   {first}      {whole}       {lag * 1e3:6.1f}", flush=True)
