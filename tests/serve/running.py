@@ -171,6 +171,22 @@ class Local(Running):
     def num_connections(self) -> int:
         return len(self.server.server_state.connections)
 
+    def longest_stall_s(self, work: Any) -> float:
+        """How long the loop was away at most during some work: by its own time, not that of others on this machine."""
+        longest, before, done = 0.0, float("inf"), threading.Event()
+
+        def tick() -> None:
+            nonlocal longest, before
+            now = time.thread_time()
+            longest, before = max(longest, now - before), now
+            if not done.is_set():
+                self.loop.call_later(0.002, tick)
+
+        self.call(tick)
+        work()
+        done.set()
+        return longest
+
     @property
     def num_tasks(self) -> int:
         """Of asyncio, this question's own among them."""

@@ -28,8 +28,9 @@ class Form:
             "system_fingerprint": fingerprint,
         }  # fmt: skip
 
-    def answer(self, choices: list[dict[str, Any]], usage: dict[str, Any]) -> dict[str, Any]:
-        return {**self._head, "object": self.whole, "choices": choices, "usage": usage}
+    def answer(self, usage: dict[str, Any]) -> dict[str, Any]:
+        """All but its choices."""
+        return {**self._head, "object": self.whole, "usage": usage}
 
     def event(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None = None) -> dict[str, Any]:
         return {**self._head, "object": self.chunk, "choices": choices, **({} if usage is None else {"usage": usage})}

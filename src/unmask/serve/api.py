@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -143,8 +142,7 @@ async def _answer(
     except ClientGoneError:
         service.metrics.disconnects.inc()
         return Response(status_code=499)  # nobody gets it
-    # In ASCII: what a trace repeats of a request may hold half characters, as in `ApiError.encode`.
-    return Response(json.dumps(answer, separators=(",", ":")), media_type="application/json")
+    return Response(answer, media_type="application/json")
 
 
 class _Streaming(Response):

@@ -6,11 +6,12 @@ import asyncio
 import secrets
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import ValidationError
 
@@ -28,7 +29,8 @@ from unmask.serve.metrics import Metrics
 from unmask.serve.protocol import RENAMED, ChatRequest, CompletionRequest, ReloadRequest
 from unmask.types import Example, Message, SamplingParams
 
-_LONG_TEXT = 10_000  # characters that are tokenised beside the event loop, not on it
+T = TypeVar("T")
+_LONG_TEXT = 10_000  # characters of a request that are tokenised beside the event loop, not on it
 _WINDOW_S = 10  # of the speed and of the loop's delay
 
 
@@ -105,13 +107,18 @@ class Service:
         if isinstance(request, ChatRequest):
             roles = ["system" if message.role == "developer" else message.role for message in request.messages]
             turns = [Message(role=r, content=m.text) for r, m in zip(roles, request.messages, strict=True)]
-            return [await self._encode(self.tokenizer.prompt_text(Example(id="messages", messages=tuple(turns))))]
-        return [prompt if isinstance(prompt, list) else await self._encode(prompt) for prompt in request.prompts]
+            example = Example(id="messages", messages=tuple(turns))
+            num_characters = sum(len(turn.content) + _LONG_TEXT // 100 for turn in turns)
+            return [await self._beside(num_characters, self.tokenizer.prompt_ids, example)]
+        num_characters = sum(len(prompt) for prompt in request.prompts if isinstance(prompt, str))
+        encode = self.tokenizer.encode
+        return [p if isinstance(p, list) else await self._beside(num_characters, encode, p) for p in request.prompts]
 
-    async def _encode(self, text: str) -> list[int]:
-        if len(text) < _LONG_TEXT:
-            return self.tokenizer.encode(text)
-        return await asyncio.get_running_loop().run_in_executor(self._tokenizing, self.tokenizer.encode, text)
+    async def _beside(self, num_characters: int, work: Callable[[T], list[int]], given: T) -> list[int]:
+        """Beside the event loop, where it takes long."""
+        if num_characters < _LONG_TEXT:
+            return work(given)
+        return await asyncio.get_running_loop().run_in_executor(self._tokenizing, work, given)
 
     def _fit(self, params: SamplingParams, num_prompt: int, *, is_given: bool) -> SamplingParams:
         """Within the model's context: a limit that nobody asked for is lowered to it."""

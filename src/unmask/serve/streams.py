@@ -20,6 +20,7 @@ from unmask.serve.service import Job, Service
 from unmask.types import Trace
 
 T = TypeVar("T")
+_LONG_EVENT = 2**16  # bytes
 DONE = b"data: [DONE]\n\n"
 
 
@@ -27,14 +28,14 @@ class ClientGoneError(Exception):
     """Nobody reads the answer any more."""
 
 
-async def whole_answer(service: Service, job: Job, key: str, form: Form) -> dict[str, Any]:
-    """The answer as one object. Raises `ApiError`."""
+async def whole_answer(service: Service, job: Job, key: str, form: Form) -> str:
+    """The answer as one object, in JSON. Raises `ApiError`."""
     async with service.decoding(job, key) as requests:
         return await _whole(service, job, requests, form)
 
 
-async def _whole(service: Service, job: Job, requests: list[Decoding], form: Form) -> dict[str, Any]:
-    choices: list[dict[str, Any]] = []
+async def _whole(service: Service, job: Job, requests: list[Decoding], form: Form) -> str:
+    choices: list[str] = []
     traces: list[Trace] = []
     for index, request in enumerate(requests):
         is_first = True
@@ -49,9 +50,10 @@ async def _whole(service: Service, job: Job, requests: list[Decoding], form: For
             logprobs = form.logprobs(trace.response_ids, trace.logprobs[: trace.num_response_tokens], 0)
         extra = answers.facts(trace, with_trace=job.request.wants_trace)
         text = answers.answer_text(service.tokenizer, trace)
-        choices.append(form.choice(index, text, trace.finish_reason, logprobs, extra))
-        await asyncio.sleep(0)  # others have their turn
-    return form.answer(choices, answers.usage(job.num_prompt_tokens, traces))
+        choices.append(encode(form.choice(index, text, trace.finish_reason, logprobs, extra)))
+        await asyncio.sleep(0)  # each may be long: others have their turn
+    rest = encode(form.answer(answers.usage(job.num_prompt_tokens, traces)))
+    return f'{rest[:-1]},"choices":[{",".join(choices)}]}}'
 
 
 async def chunks(service: Service, job: Job, key: str, form: Form) -> AsyncGenerator[dict[str, Any]]:
@@ -174,8 +176,15 @@ class EventStream:
         await send({"type": "http.response.body", "body": last})
 
     async def _put(self, send: Send, item: dict[str, Any]) -> None:
-        body = b"data: " + json.dumps(item, separators=(",", ":")).encode() + b"\n\n"
+        body = b"data: " + encode(item).encode("ascii") + b"\n\n"
         await send({"type": "http.response.body", "body": body, "more_body": True})
+        if len(body) > _LONG_EVENT:
+            await asyncio.sleep(0)  # others have their turn
+
+
+def encode(item: dict[str, Any]) -> str:
+    """JSON in ASCII: what a trace repeats of a request may hold half characters, which UTF-8 has no bytes for."""
+    return json.dumps(item, separators=(",", ":"))
 
 
 async def unless_gone(work: Coroutine[Any, Any, T], receive: Receive) -> T:

@@ -1,0 +1,57 @@
+"""The event loop is never away for long, whatever somebody sends or is sent."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.serve.client import Answer
+from tests.serve.running import Local
+
+LIMIT_S = 0.1  # of processor time; ours is half of it, on a machine of this year
+FAST = {"ignore_eos": True, "stop_token_ids": [], "block_size": 64, "denoising_steps_per_block": 1}
+
+
+@pytest.fixture(scope="module")
+def large(folders) -> Local:
+    with Local(folders["sdar"], num_pages=20_000, page_size=4) as running:
+        running.client.complete("a", max_tokens=2)  # the first one has more to do
+        yield running
+        running.assert_idle()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"prompt":[' + b"1.5," * 200_000 + b"1]}",
+        b'{"prompt":[' + b"[]," * 200_000 + b"[]]}",
+        b'{"prompt":"a",' + b",".join(b'"%d":1' % i for i in range(80_000)) + b"}",
+        b'{"prompt":"a","unmask":{' + b",".join(b'"%d":1' % i for i in range(80_000)) + b"}}",
+        b'{"prompt":"a","logit_bias":{' + b",".join(b'"%d":"x"' % i for i in range(80_000)) + b"}}",
+        b'{"prompt":"a","stop":[' + b"1," * 300_000 + b"1]}",
+        b'{"prompt":"a","unmask":{"stop_token_ids":[' + b'"",' * 200_000 + b"1]}}",
+        b'{"prompt":[' + b"5," * 300_000 + b"5]}",
+        b'{"prompt":"' + b"hello " * 170_000 + b'"}',
+        b'{"prompt":["' + b'","'.join([b"hello " * 1600] * 16) + b'"]}',
+    ],
+    ids=lambda body: body[:30].decode(),
+)  # fmt: skip
+def test_large_requests(large, body) -> None:
+    answers: list[Answer] = []
+    stall = large.longest_stall_s(lambda: answers.append(large.client.post("/v1/completions", body)))
+    assert answers[0].error
+    assert stall < LIMIT_S
+
+
+def test_conversations_of_thousands_of_turns(large) -> None:
+    messages = [{"role": "user", "content": "hello you"}] * 4000
+    assert large.longest_stall_s(lambda: large.client.post("/v1/chat/completions", {"messages": messages})) < LIMIT_S
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_large_answers(large, stream) -> None:
+    """Sixteen at a time, with all there is to say about each token: half a second of work."""
+    fields = {"n": 16, "max_tokens": 2000, "logprobs": True, "stream": stream, "unmask": {**FAST, "return_trace": True}}
+    answers: list[Answer] = []
+    stall = large.longest_stall_s(lambda: answers.append(large.client.chat("a", **fields)))
+    assert len(answers[0].body) > 2**21
+    assert stall < LIMIT_S
