@@ -58,6 +58,7 @@ class ChatTokenizer:
         if not tokenizer.chat_template:
             raise UnmaskError("the tokenizer has no chat template (chat_template in tokenizer_config.json)")
         self.tokenizer = tokenizer
+        self._pieces: dict[int, str] = {}  # of tokens that were asked for
         self.turn_end_id = self._find_turn_end()
 
     @classmethod
@@ -149,7 +150,10 @@ class ChatTokenizer:
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """Each token as text, special tokens included."""
-        return [str(self.tokenizer.decode([i])) for i in ids]
+        for i in ids:
+            if i not in self._pieces:
+                self._pieces[i] = str(self.tokenizer.decode([i]))
+        return [self._pieces[i] for i in ids]
 
     def shares(self, ids: Sequence[int]) -> list[str]:
         """Each token's share of the text, special tokens included; joined they are the text. What several tokens spell
