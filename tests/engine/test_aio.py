@@ -125,6 +125,52 @@ def test_broken_weights_fail_the_requests_and_not_the_engine(model) -> None:
     asyncio.run(run())
 
 
+def test_updates_at_the_same_time_are_done_one_after_the_other(model) -> None:
+    async def run() -> None:
+        async with AsyncEngine(Engine(model)) as engine:
+            good = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+            updates = asyncio.gather(*(engine.update_weights(good) for _ in range(4)))
+            assert await asyncio.wait_for(updates, 30) == [1, 2, 3, 4]
+
+    asyncio.run(run())
+
+
+def test_several_are_submitted_all_or_none(model) -> None:
+    own = Engine(model, num_pages=200, page_size=4)
+
+    async def run() -> None:
+        async with AsyncEngine(own) as engine:
+            with pytest.raises(UnmaskError, match="outside the vocabulary"):
+                await engine.submit_all([([5], LONG), ([10**6], LONG), ([10**6], LONG)])
+            assert engine.num_requests == 0
+            requests = await engine.submit_all([([i], LONG.model_copy(update={"max_new_tokens": 4})) for i in range(3)])
+            assert [[news.trace async for news in request][-1].prompt_ids for request in requests] == [[0], [1], [2]]
+
+    asyncio.run(run())
+    assert_nothing_left(own)
+
+
+def test_a_defect_in_one_request_is_not_that_of_others(model, monkeypatch) -> None:
+    own = Engine(model)
+    add = own.add_request
+
+    def broken(prompt_ids, *args, **more):
+        if prompt_ids == [13]:
+            raise MemoryError("no room")
+        return add(prompt_ids, *args, **more)
+
+    monkeypatch.setattr(own, "add_request", broken)
+
+    async def run() -> None:
+        async with AsyncEngine(own) as engine:
+            other = asyncio.create_task(engine.generate([5], LONG))
+            with pytest.raises(EngineFailedError, match="MemoryError: no room"):
+                await engine.generate([13])
+            assert (await other).num_response_tokens == 200
+
+    asyncio.run(run())
+
+
 def test_closing_tells_whoever_waits(model) -> None:
     async def run() -> None:
         engine = AsyncEngine(Engine(model))

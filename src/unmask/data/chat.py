@@ -58,8 +58,8 @@ class ChatTokenizer:
         if not tokenizer.chat_template:
             raise UnmaskError("the tokenizer has no chat template (chat_template in tokenizer_config.json)")
         self.tokenizer = tokenizer
+        self._pieces: dict[int, str] = {}  # of tokens that were asked for: the vocabulary, at most
         self.turn_end_id = self._find_turn_end()
-        self._pieces: dict[int, str] = {}  # what has been decoded alone: the vocabulary, at most
 
     @classmethod
     def load(cls, folder: str | Path) -> ChatTokenizer:
@@ -150,11 +150,10 @@ class ChatTokenizer:
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """Each token as text, special tokens included."""
-        known = self._pieces
         for i in ids:
-            if i not in known:
-                known[i] = str(self.tokenizer.decode([i]))
-        return [known[i] for i in ids]
+            if i not in self._pieces:
+                self._pieces[i] = str(self.tokenizer.decode([i]))
+        return [self._pieces[i] for i in ids]
 
     def shares(self, ids: Sequence[int]) -> list[str]:
         """Each token's share of the text, special tokens included; joined they are the text. What several tokens spell

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Sequence
+from dataclasses import fields
 from itertools import accumulate
 from typing import Any
 
@@ -104,7 +105,8 @@ def facts(trace: Trace, *, with_trace: bool) -> dict[str, Any]:
         "num_forwards": trace.num_forwards, "tokens_per_forward": trace.tokens_per_forward, "seed": trace.seed,
         "policy_version": trace.policy_version,
     }  # fmt: skip
-    return {**extra, "trace": trace.to_dict()} if with_trace else extra
+    # `Trace.to_dict` copies every number, which takes longer than to write them.
+    return {**extra, "trace": {field.name: getattr(trace, field.name) for field in fields(trace)}} if with_trace else extra
 
 
 def beginning(tokenizer: ChatTokenizer, prompt_ids: list[int], block_size: int, num_canvas: int, is_block_causal: bool) -> dict:
