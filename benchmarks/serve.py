@@ -101,8 +101,8 @@ async def ask_server(port: int, body: bytes) -> Told:
     told, start = Told(), time.perf_counter()
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
-        writer.write(f"{head}\r\nconnection: close\r\n\r\n".encode() + body)
+        head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nconnection: close"
+        writer.write(f"{head}\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body)
         status = int((await reader.readline()).split()[1])
         async for line in reader:
             if math.isnan(told.first_s) and b'"content":"w' in line:
@@ -135,7 +135,7 @@ async def load(port: int, asks: list[Ask], threshold: float, rate: float) -> tup
 
 async def get(port: int, path: str) -> str:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(f"GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
+    writer.write(f"GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n".encode())
     text = (await reader.read()).decode()
     writer.close()
     return text

@@ -20,8 +20,6 @@ from unmask.config import ServeRecipe, load_recipe
 from unmask.engine import AsyncEngine, Engine
 from unmask.engine.aio import _ThreadLink
 from unmask.engine.worker import Worker
-from unmask.errors import UnmaskError
-from unmask.models import Decoder
 from unmask.models.checkpoint import load_model
 from unmask.serve.api import create_app
 from unmask.serve.engine_process import Source
@@ -105,14 +103,8 @@ class _Link(_ThreadLink):
     """To an engine in a thread that loads weights as the one in a process does."""
 
     def start(self, deliver: Any) -> None:
-        def load(source: Source) -> Decoder:
-            new = source.load("cpu", "float32")
-            if new.spec != self._engine.model.spec:
-                raise UnmaskError("another model")
-            return new
-
         def run() -> None:
-            Worker(self._engine, self._take, deliver, load).run()
+            Worker(self._engine, self._take, deliver, lambda source: source.load_like(self._engine.model)).run()
             deliver(None)
 
         self._thread = threading.Thread(target=run, daemon=True)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from unmask.cli.checkpoint_app import Checkpoint
+from unmask.cli.checkpoint_app import Checkpoint, Revision
 
 
 def serve(
@@ -17,6 +17,7 @@ def serve(
         typer.Argument(metavar="[KEY=VALUE]...", help="sampling parameters, engine.KEY and server.KEY; later ones win"),
     ] = None,
     adapter: Annotated[Path | None, typer.Option(help="folder of LoRA adapters to merge into the weights")] = None,
+    revision: Revision = "",
     host: Annotated[str, typer.Option(help="address to listen on; the same as server.host")] = "",
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="0 = any that is free; the same as server.port")] = None,
     name: Annotated[str, typer.Option(help="of the model in the API; the same as server.name")] = "",
@@ -39,7 +40,7 @@ def serve(
     words += [f"server.host={host}"] * bool(host) + [f"server.name={name}"] * bool(name)
     words += [f"server.port={port}"] * (port is not None)
     code = run_serve(
-        checkpoint, words, adapter, mode=mode, device=device, dtype=dtype, num_threads=num_threads, api_key_file=api_key_file,
-        admin_key_file=admin_key_file, dry_run=dry_run,
+        checkpoint, words, adapter, revision=revision, mode=mode, device=device, dtype=dtype, num_threads=num_threads,
+        api_key_file=api_key_file, admin_key_file=admin_key_file, dry_run=dry_run,
     )  # fmt: skip
     raise typer.Exit(code)

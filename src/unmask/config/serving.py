@@ -26,6 +26,14 @@ class ServerConfig(Section):
     write_timeout_s: float = Field(60.0, gt=0, description="for a client to take what it was sent; beyond: cut off")
     keep_alive_s: float = Field(30.0, gt=0, description="an idle connection is kept so long")
     shutdown_timeout_s: float = Field(30.0, ge=0, description="for what is in flight, once the server is told to end")
+    system_prompt: str = Field("", description="a system turn for conversations that have none")
+    response_prefix: str = Field("", description="text that answers to conversations are begun with, which they do not repeat")
+    allowed_hosts: tuple[str, ...] = Field(
+        (),
+        strict=False,
+        description="names by which the server may be called (header Host); * = any; empty = of a server that only this "
+        "machine reaches this machine's, else any",
+    )
     cors_origins: tuple[str, ...] = Field(
         (), strict=False, description="origins whose pages may call the API from a browser; * = all; empty = none"
     )

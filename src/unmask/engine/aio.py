@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -73,7 +73,7 @@ class Decoding:
 
     def __init__(self, engine: AsyncEngine, request_id: int):
         self.id = request_id
-        self._engine, self._news = engine, asyncio.Queue[RequestOutput | Exception]()
+        self._engine, self._news = engine, asyncio.Queue[RequestOutput | Exception | None]()
         self.accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.is_over = False
 
@@ -85,6 +85,8 @@ class Decoding:
         if self.is_over and self._news.empty():
             raise StopAsyncIteration
         news = await self._news.get()
+        if news is None:  # cancelled
+            raise StopAsyncIteration
         if isinstance(news, Exception):
             raise news
         return news
@@ -96,6 +98,7 @@ class Decoding:
         if not self.is_over:
             self._engine._forget(self.id)
             self.is_over = True
+            self._news.put_nowait(None)  # for a task that waits for news
 
     def tell(self, news: RequestOutput | Exception) -> None:
         self.is_over = isinstance(news, Exception) or news.trace is not None
@@ -175,7 +178,7 @@ class AsyncEngine:
 
     async def stream(
         self, prompt_ids: Sequence[int], params: SamplingParams | None = None, *, reports_steps: bool = False
-    ) -> AsyncIterator[RequestOutput]:
+    ) -> AsyncGenerator[RequestOutput]:
         """News of one prompt as they come; the last have its trace. Closing the iterator, or cancelling, aborts the request."""
         request = await self.submit(prompt_ids, params, reports_steps=reports_steps)
         try:
@@ -186,9 +189,10 @@ class AsyncEngine:
 
     async def generate(self, prompt_ids: Sequence[int], params: SamplingParams | None = None) -> Trace:
         """The trace of one prompt. Raises as `submit` does, and `EngineFailedError` where the engine breaks off."""
-        async for news in self.stream(prompt_ids, params):
-            if news.trace is not None:
-                return news.trace
+        async with contextlib.aclosing(self.stream(prompt_ids, params)) as stream:
+            async for news in stream:
+                if news.trace is not None:
+                    return news.trace
         raise AssertionError("the last news have a trace")
 
     async def update_weights(self, weights: Mapping[str, Tensor] | Any, *, policy_version: int | None = None) -> int:
@@ -238,7 +242,7 @@ class AsyncEngine:
                 if update.done():
                     continue
                 if item.message:
-                    update.set_exception(UnmaskError(item.message))
+                    update.set_exception(EngineFailedError(item.message) if item.is_fault else UnmaskError(item.message))
                 else:
                     update.set_result(item.policy_version)
             else:

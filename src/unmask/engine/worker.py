@@ -65,10 +65,11 @@ class Refused:
 
 @dataclass(slots=True)
 class Updated:
-    """policy_version of the new weights; message: why there are none."""
+    """policy_version of the new weights; message: why there are none; is_fault: as in `Refused`."""
 
     policy_version: int
     message: str = ""
+    is_fault: bool = False
 
 
 @dataclass(slots=True)
@@ -157,7 +158,7 @@ class Worker:
 
     @property
     def _is_draining(self) -> bool:
-        return self._loading is not None and self._loading.is_done.is_set() and not self._loading.message
+        return self._loading is not None and self._loading.is_done.is_set() and not self._loading.error
 
     def _move_updates_on(self, news: list[News]) -> None:
         if self._loading is None and self._updates:
@@ -167,28 +168,31 @@ class Worker:
             return
         if not self.engine.has_work:
             loading.is_done.wait(0.05)
-        if not loading.is_done.is_set() or (not loading.message and self.engine.has_begun):
+        if not loading.is_done.is_set() or (loading.error is None and self.engine.has_begun):
             return
         try:
-            if not loading.message:
+            if loading.error is None:
                 self.engine.update_weights(loading.weights, policy_version=loading.update.policy_version)
-        except UnmaskError as error:
-            loading.message = str(error)
+        except Exception as error:
+            loading.error = error
         self._loading = None
-        news.append(Updated(self.engine.policy_version, loading.message))
+        message = "" if loading.error is None else _describe(loading.error)
+        is_fault = not isinstance(loading.error, UnmaskError | None)
+        news.append(Updated(self.engine.policy_version, message, is_fault))
 
 
 class _Loading:
     """Weights on their way from where they lie, read in a thread."""
 
     def __init__(self, update: Update, load: Callable[[Any], Any]):
-        self.update, self.weights, self.message, self.is_done = update, None, "", threading.Event()
+        self.update, self.weights, self.is_done = update, None, threading.Event()
+        self.error: Exception | None = None
 
         def run() -> None:
             try:
                 self.weights = load(update.source)
             except Exception as error:
-                self.message = _describe(error)
+                self.error = error
             self.is_done.set()
 
         threading.Thread(target=run, name="unmask-load", daemon=True).start()

@@ -22,16 +22,13 @@ class Form:
     whole: str
     chunk: str
 
-    def __init__(self, model: str, fingerprint: str, tokenizer: ChatTokenizer):
+    def __init__(self, model: str, tokenizer: ChatTokenizer):
         self.tokenizer = tokenizer
-        self._head = {
-            "id": f"{self.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model,
-            "system_fingerprint": fingerprint,
-        }  # fmt: skip
+        self._head = {"id": f"{self.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
-    def answer(self, usage: dict[str, Any]) -> dict[str, Any]:
-        """All but its choices."""
-        return {**self._head, "object": self.whole, "usage": usage}
+    def answer(self, usage: dict[str, Any], fingerprint: str) -> dict[str, Any]:
+        """All but its choices. fingerprint: of the weights, which a stream does not know before its end."""
+        return {**self._head, "object": self.whole, "system_fingerprint": fingerprint, "usage": usage}
 
     def event(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None = None) -> dict[str, Any]:
         return {**self._head, "object": self.chunk, "choices": choices, **({} if usage is None else {"usage": usage})}
@@ -99,11 +96,11 @@ def answer_text(tokenizer: ChatTokenizer, trace: Trace) -> str:
     return text[: cut_at_stop(text, trace.settings["stop_strings"])]
 
 
-def facts(trace: Trace, *, with_trace: bool) -> dict[str, Any]:
-    """How an answer was decoded."""
+def facts(trace: Trace, checkpoint: str, *, with_trace: bool) -> dict[str, Any]:
+    """How an answer was decoded, and with which weights."""
     extra: dict[str, Any] = {
         "num_forwards": trace.num_forwards, "tokens_per_forward": trace.tokens_per_forward, "seed": trace.seed,
-        "policy_version": trace.policy_version,
+        "policy_version": trace.policy_version, "checkpoint": checkpoint,
     }  # fmt: skip
     # `Trace.to_dict` copies every number, which takes longer than to write them.
     return {**extra, "trace": {field.name: getattr(trace, field.name) for field in fields(trace)}} if with_trace else extra

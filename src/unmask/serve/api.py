@@ -49,12 +49,13 @@ _ROUTES = (
 
 def create_app(
     service: Service, *, page: str, find: Callable[[str | None], Path], api_keys: Sequence[str] = (),
-    admin_keys: Sequence[str] = (),
+    admin_keys: Sequence[str] = (), hosts: Sequence[str] = (),
 ) -> App:  # fmt: skip
     """The server as an ASGI application.
 
     page: HTML of the player. find: from a checkpoint's name, or None for the one of the start, to its folder.
-    api_keys: who may use `/v1`; empty = everybody. admin_keys: who may use `/admin`; empty = nobody.
+    api_keys: who may use `/v1`; empty = everybody. admin_keys: who may use `/admin`; empty = nobody. hosts: names by which the
+    server may be called; empty = any.
     """
     # Without the pages of documentation, which load scripts from elsewhere.
     app = FastAPI(title="unmask", version="1", docs_url=None, redoc_url=None, redirect_slashes=False)
@@ -64,7 +65,7 @@ def create_app(
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def player() -> HTMLResponse:
-        return HTMLResponse(page)
+        return HTMLResponse(page, headers={"X-Frame-Options": "DENY", "X-Content-Type-Options": "nosniff"})
 
     @app.get("/health", responses={503: _ERRORS[503]})
     async def health() -> dict[str, str]:
@@ -106,7 +107,7 @@ def create_app(
         """What follows a text, without a chat template."""
         return await _answer(service, request, body, CompletionForm)
 
-    @app.post("/admin/reload", responses={k: _ERRORS[k] for k in (400, 401, 403, 408, 413, 415, 500)})
+    @app.post("/admin/reload", responses={k: _ERRORS[k] for k in (400, 401, 403, 408, 413, 415, 500, 503)})
     async def reload(body: ReloadRequest | None = None) -> dict[str, Any]:
         """Other weights of the same model. Requests under way are finished with the old ones, others wait for the new."""
         wanted = body or ReloadRequest()
@@ -115,11 +116,11 @@ def create_app(
         except (UnmaskError, OSError, ValueError) as error:  # ... a path that no system has
             raise ApiError(400, str(error), param="path") from None
         version = await service.reload(wanted, folder)
-        return {"model": service.name, "checkpoint": service.fingerprint, "policy_version": version}
+        return {"model": service.name, "checkpoint": service.checkpoint(), "policy_version": version}
 
     gate = Gate(
         app, service.metrics, api_keys=api_keys, admin_keys=admin_keys, max_body=int(limits.max_body_mb * 2**20),
-        body_timeout_s=limits.body_timeout_s, routes=_ROUTES,
+        body_timeout_s=limits.body_timeout_s, routes=_ROUTES, hosts=hosts,
     )  # fmt: skip
     if not limits.cors_origins:
         return gate
@@ -132,13 +133,12 @@ def create_app(
 async def _answer(
     service: Service, request: Request, body: ChatRequest | CompletionRequest, form_class: type[Form]
 ) -> Response:
-    job = await service.plan(body)
-    key = getattr(request.state, "api_key", "")
-    form = form_class(service.name, service.fingerprint, service.tokenizer)
+    key, started = request.state.api_key, request.state.arrived
+    form = form_class(service.name, service.tokenizer)
     if body.stream:
-        return _Streaming(EventStream(chunks(service, job, key, form), service.metrics))
+        return _Streaming(EventStream(chunks(service, body, key, form, started), service.metrics))
     try:
-        answer = await unless_gone(whole_answer(service, job, key, form), request.receive)
+        answer = await unless_gone(whole_answer(service, body, key, form, started), request.receive)
     except ClientGoneError:
         service.metrics.disconnects.inc()
         return Response(status_code=499)  # nobody gets it
@@ -161,7 +161,7 @@ def _model(service: Service) -> dict[str, Any]:
     return {
         "id": service.name, "object": "model", "created": service.created, "owned_by": "unmask",
         "unmask": {
-            "checkpoint": service.fingerprint, "family": spec.family, "attention": spec.attention,
+            "checkpoint": service.checkpoint(), "family": spec.family, "attention": spec.attention,
             "block_size": spec.block_size, "max_context": service.max_context,
         },
     }  # fmt: skip

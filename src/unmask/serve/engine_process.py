@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from unmask.config import EngineLimits
 from unmask.engine.worker import Close, Command, News, Worker
 from unmask.errors import UnmaskError
+from unmask.types import SamplingParams
 
 if TYPE_CHECKING:
     from unmask.models import Decoder
@@ -51,8 +52,16 @@ class Source:
         precision = pick_precision(dtype, target)
         if self.adapter is None:
             return load_model(self.folder, device=target, dtype=precision)
-        model = load_model(self.folder, device=target, dtype="float32")  # merged in float32, and rounded once
-        return merge_adapter(load_adapter(model, self.adapter)).to(find_dtype(precision))
+        # Merged in float32 and rounded once, where there is memory for it.
+        model = load_model(self.folder, device="cpu", dtype="float32")
+        return merge_adapter(load_adapter(model, self.adapter)).to(find_dtype(precision)).to(target)
+
+    def load_like(self, model: Decoder) -> Decoder:
+        """Other weights of a model that is in use, in the CPU's memory, since a GPU's is taken. Raises `UnmaskError`."""
+        new = self.load("cpu", str(model.dtype).removeprefix("torch."))
+        if new.spec != model.spec:
+            raise UnmaskError(f"{self.folder}: is another model than the one being served; start a server for it")
+        return new
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +70,7 @@ class EngineOptions:
     device: str
     dtype: str
     limits: EngineLimits
+    sampling: SamplingParams  # what requests are to be decoded with, if they say nothing
     num_threads: int = 0
 
 
@@ -155,6 +165,7 @@ def _prepare(options: EngineOptions, connection: Connection) -> tuple[Any, ...]:
     model = options.source.load(options.device, options.dtype)
     tokenizer = ChatTokenizer.load(options.source.folder)
     engine = Engine(model, decode=tokenizer.decode, **options.limits.model_dump())
+    engine.check([], options.sampling, name="the server's settings")
 
     def take(waits: bool) -> list[Command]:
         taken = []
@@ -170,10 +181,4 @@ def _prepare(options: EngineOptions, connection: Connection) -> tuple[Any, ...]:
         with contextlib.suppress(OSError):  # the next `take` finds out
             connection.send(news)
 
-    def load(source: Source) -> Decoder:
-        new = source.load(options.device, options.dtype)
-        if new.spec != model.spec:
-            raise UnmaskError(f"{source.folder}: is another model than the one being served; start a server for it")
-        return new
-
-    return engine, take, tell, load
+    return engine, take, tell, lambda source: source.load_like(model)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import sys
+import time
 import traceback
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
@@ -22,14 +23,15 @@ _MAX_DRAINED = 64 * 2**20  # bytes of a body that is too large; a client that is
 
 
 class Gate:
-    """ASGI middleware. api_keys, admin_keys: empty = `/v1` is open to all, `/admin` to none."""
+    """ASGI middleware. api_keys, admin_keys: empty = `/v1` is open to all, `/admin` to none. hosts: empty = any."""
 
     def __init__(
         self, app: App, metrics: Metrics, *, api_keys: Sequence[str], admin_keys: Sequence[str], max_body: int,
-        body_timeout_s: float, routes: Sequence[str],
+        body_timeout_s: float, routes: Sequence[str], hosts: Sequence[str] = (),
     ):  # fmt: skip
         self.app, self.metrics, self.routes = app, metrics, frozenset(routes)
         self.api_keys, self.admin_keys = list(api_keys), list(admin_keys)
+        self.hosts = frozenset(host.lower() for host in hosts)
         self.max_body, self.body_timeout_s = max_body, body_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -37,6 +39,7 @@ class Gate:
             await self.app(scope, receive, send)
             return
         status: int | None = None
+        arrived = time.monotonic()
 
         async def watched(message: MutableMapping[str, Any]) -> None:
             nonlocal status
@@ -45,14 +48,16 @@ class Gate:
             await send(message)
 
         try:
+            self._check_host(scope)
             key = self._check_key(scope)
-            scope.setdefault("state", {})["api_key"] = key
+            scope.setdefault("state", {}).update(api_key=key, arrived=arrived)
             body = await self._read(scope, receive)
             if body is None:
                 self.metrics.disconnects.inc()
                 return
             await self.app(scope, _replay(body, receive), watched)
         except ApiError as error:
+            self.metrics.errors.labels(error.type).inc()
             if status is None:
                 await send_error(watched, error)
         except asyncio.CancelledError:  # the server has ended
@@ -66,6 +71,13 @@ class Gate:
             if status is not None:
                 route = scope["path"] if scope["path"] in self.routes else "other"  # not as many labels as there are paths
                 self.metrics.requests.labels(route, str(status)).inc()
+
+    def _check_host(self, scope: Scope) -> None:
+        """A page from elsewhere can give its own name this machine's address, and is then no stranger to a browser."""
+        name = _header(scope, b"host").decode("latin-1").lower()
+        name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
+        if self.hosts and name not in self.hosts:
+            raise ApiError(421, f"the server is not called {name!r}: set server.allowed_hosts where it is")
 
     def _check_key(self, scope: Scope) -> str:
         """The request's key, "" where none is needed. Raises `ApiError`."""

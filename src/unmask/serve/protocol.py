@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from pydantic.functional_validators import field_validator, model_validator
 
 from unmask.types import SamplingParams
+from unmask.types.sampling import without_other_steps
 
 # Sampling parameters that have a name of their own in OpenAI's requests.
 RENAMED = ("temperature", "top_p", "max_new_tokens", "stop_strings", "seed")
@@ -96,19 +97,21 @@ class Request(Model):
     """What both endpoints have."""
 
     model: str | None = Field(None, description="name of the model; may be left out")
-    n: int = Field(1, ge=1, le=1024, description="answers; the i-th draws from seed + i")
+    n: Annotated[int, Field(ge=1, le=1024)] | None = Field(None, description="answers, default 1; the i-th draws from seed + i")
     temperature: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
     max_tokens: Annotated[int, Field(ge=1, le=2**20)] | None = None
     stop: str | Annotated[list[str], Field(fail_fast=True)] | None = Field(
         None, description="texts that end the answer, which does not have them"
     )
-    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = Field(None, description="left out: another one each time")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = Field(None, description="left out: the server's, or another each time")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    stream_unmask: bool = Field(False, description="the same as unmask.stream_unmask")
+    stream_unmask: bool | None = Field(None, description="the same as unmask.stream_unmask")
     unmask: Unmask | None = None
     user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
     metadata: dict[str, Any] | None = None
     store: Literal[False] | None = None
     service_tier: Literal["auto", "default"] | None = None
@@ -129,13 +132,26 @@ class Request(Model):
             raise ValueError(f"should be at most {_MAX_STOPS} texts of 1 to {_MAX_STOP_LENGTH} characters")
         return value
 
+    @model_validator(mode="after")
+    def _stream_of_what_is_streamed(self) -> Request:
+        if not self.stream and (self.wants_steps or self.stream_options is not None):
+            raise ValueError(
+                f"{'stream_unmask' if self.wants_steps else 'stream_options'} belongs to a stream: set stream to true"
+            )
+        return self
+
     @property
-    def stops(self) -> tuple[str, ...]:
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+    def stops(self) -> tuple[str, ...] | None:
+        return (self.stop,) if isinstance(self.stop, str) else None if self.stop is None else tuple(self.stop)
+
+    @property
+    def num_choices(self) -> int:
+        """Answers in all."""
+        return self.n or 1
 
     @property
     def wants_steps(self) -> bool:
-        return self.stream_unmask or bool(self.unmask and self.unmask.stream_unmask)
+        return bool(self.stream_unmask or (self.unmask and self.unmask.stream_unmask))
 
     @property
     def wants_trace(self) -> bool:
@@ -151,18 +167,13 @@ class Request(Model):
         Raises pydantic's `ValidationError` for values that do not go together.
         """
         given: dict[str, Any] = {} if self.unmask is None else self.unmask.model_dump(exclude={"stream_unmask", "return_trace"})
-        given |= {"temperature": self.temperature, "top_p": self.top_p, "max_new_tokens": self._limit}
-        given |= {"stop_strings": self.stops or None, "seed": seed}
+        given |= {"temperature": self.temperature, "top_p": self.top_p, "max_new_tokens": self.limit}
+        given |= {"stop_strings": self.stops, "seed": seed}
         given = {key: value for key, value in given.items() if value is not None}
-        base = defaults.model_dump()
-        if "denoising_steps" in given:
-            base.pop("denoising_steps_per_block")
-        if "denoising_steps_per_block" in given:
-            base.pop("denoising_steps")
-        return SamplingParams(**{**base, **given})
+        return SamplingParams(**{**without_other_steps(defaults.model_dump(), given), **given})
 
     @property
-    def _limit(self) -> int | None:
+    def limit(self) -> int | None:
         return self.max_tokens
 
 
@@ -181,13 +192,19 @@ class ChatRequest(Request):
     parallel_tool_calls: bool | None = None
     functions: Annotated[list[Any] | None, Field(max_length=0)] = None
     modalities: list[Literal["text"]] | None = None
+    audio: Nothing = None
+    function_call: Literal["none", "auto"] | None = None
+    prediction: Nothing = None
+    reasoning_effort: Nothing = None
+    verbosity: Nothing = None
+    web_search_options: Nothing = None
 
     @property
     def wants_logprobs(self) -> bool:
         return bool(self.logprobs)
 
     @property
-    def _limit(self) -> int | None:
+    def limit(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
 
 
@@ -210,13 +227,17 @@ class CompletionRequest(Request):
 
     @model_validator(mode="after")
     def _no_best_of(self) -> CompletionRequest:
-        if self.best_of is not None and self.best_of != self.n:
+        if self.best_of is not None and self.best_of != (self.n or 1):
             raise ValueError("best_of is not supported; leave it out, or give it the value of n")
         return self
 
     @property
     def wants_logprobs(self) -> bool:
         return self.logprobs is not None
+
+    @property
+    def num_choices(self) -> int:
+        return (self.n or 1) * len(self.prompts)
 
     @property
     def prompts(self) -> list[str | list[int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import ipaddress
 import os
 import resource
 import signal
@@ -70,7 +71,14 @@ async def serve(
     _raise_file_limit()
     async with AsyncEngine(link) as engine:
         service = Service(engine, tokenizer, spec, recipe, source, name)
-        app = create_app(service, page=make_page(service), find=find, api_keys=api_keys, admin_keys=admin_keys)
+        app = create_app(
+            service,
+            page=make_page(service),
+            find=find,
+            api_keys=api_keys,
+            admin_keys=admin_keys,
+            hosts=hosts_of(sock, recipe.server),
+        )
         server = _Server(uvicorn_config(app, recipe.server), service, say, f"serving {name} at {address_of(sock)}")
         watching = asyncio.create_task(service.watch())
         ending = asyncio.create_task(_end_with(engine, server))
@@ -82,6 +90,18 @@ async def serve(
                 task.cancel()
             await asyncio.gather(watching, ending, return_exceptions=True)
     return is_well
+
+
+def hosts_of(sock: socket.socket, limits: ServerConfig) -> Sequence[str]:
+    """The names by which a server may be called; empty = any."""
+    if limits.allowed_hosts:
+        return () if "*" in limits.allowed_hosts else limits.allowed_hosts
+    host = sock.getsockname()[0]
+    return (host, "localhost", "127.0.0.1", "::1") if is_loopback(host) else ()
+
+
+def is_loopback(host: str) -> bool:
+    return ipaddress.ip_address(host.partition("%")[0]).is_loopback
 
 
 def uvicorn_config(app: App, limits: ServerConfig) -> uvicorn.Config:

@@ -1,4 +1,4 @@
-"""From a request to the engine and back: what is asked of it, who is let in, what is counted. Knows nothing of HTTP."""
+"""From a request to the engine and back: what is asked of it, who is let in, what is counted. Of HTTP it knows the statuses."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ from unmask.serve.engine_process import Source
 from unmask.serve.errors import ApiError
 from unmask.serve.metrics import Metrics
 from unmask.serve.protocol import RENAMED, ChatRequest, CompletionRequest, ReloadRequest
-from unmask.types import Example, Message, SamplingParams
+from unmask.types import Example, Message, SamplingParams, Trace
 
 T = TypeVar("T")
 _LONG_TEXT = 10_000  # characters of a request that are tokenised beside the event loop, not on it
+_MAX_CHARACTERS = 128  # of a token: blanks in a row are the longest
 _WINDOW_S = 10  # of the speed and of the loop's delay
 
 
@@ -45,7 +46,7 @@ class Job:
 
     def prompt(self, index: int) -> list[int]:
         """Of an answer."""
-        return self.prompts[index // self.request.n]
+        return self.prompts[index * len(self.prompts) // len(self.params)]
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -53,7 +54,7 @@ class Job:
 
 
 class Service:
-    """One model being served. engine: running. find: a checkpoint's name -> its folder."""
+    """One model being served. engine: running, with the weights of `source`."""
 
     def __init__(
         self, engine: AsyncEngine, tokenizer: ChatTokenizer, spec: ModelSpec, recipe: ServeRecipe, source: Source, name: str
@@ -65,7 +66,9 @@ class Service:
         self.metrics = Metrics()
         self.admission = Admission(recipe.engine.max_sequences + recipe.server.max_queue, recipe.server.max_per_key)
         self.created = int(time.time())
-        self.fingerprint = f"{source.folder.name}@{fingerprint(source.folder)}"
+        self._checkpoints = {0: name_of(source)}  # by policy version
+        self._version = 0
+        self.seed = recipe.seed if "seed" in recipe.model_fields_set else None
         self.is_ending = False
         self.max_context = recipe.server.max_context or spec.rotary.max_positions or 2**31
         self._tokenizing = ThreadPoolExecutor(1, "unmask-tokenize")
@@ -75,39 +78,44 @@ class Service:
 
     # What is asked
 
-    async def plan(self, request: ChatRequest | CompletionRequest) -> Job:
-        """Raises `ApiError` for what cannot be decoded."""
-        started = time.monotonic()
+    def _check(self, request: ChatRequest | CompletionRequest) -> None:
+        """What can be said of a request without looking at its text."""
         if request.model is not None and request.model != self.name:
             raise ApiError(
                 404, f"the model {request.model!r} is not here; this server has {self.name!r}", param="model",
                 code="model_not_found",
             )  # fmt: skip
-        seed = secrets.randbits(53) if request.seed is None else request.seed
+        if (num := request.num_choices) > self.limits.max_choices:
+            raise ApiError(400, f"{num} answers are asked for; this server gives at most {self.limits.max_choices}", param="n")
+
+    async def _plan(self, request: ChatRequest | CompletionRequest, started: float) -> Job:
+        """Raises `ApiError` for what cannot be decoded."""
+        seed = next((s for s in (request.seed, self.seed) if s is not None), secrets.randbits(53))
         try:
             params = request.sampling(self.sampling, seed)
         except ValidationError as error:
             raise describe(error) from None
         is_chat = isinstance(request, ChatRequest)
-        num = request.n * (1 if isinstance(request, ChatRequest) else len(request.prompts))
         if is_chat and params.stop_token_ids is None and not params.ignore_eos:
             params = params.model_copy(update={"stop_token_ids": self.tokenizer.stop_ids(self.spec.eos_token_ids)})
-        if num > self.limits.max_choices:
-            raise ApiError(400, f"{num} answers are asked for; this server gives at most {self.limits.max_choices}", param="n")
         try:
             prompts = await self._prompts(request)
         except UnmaskError as error:
             raise ApiError(400, str(error), param="messages" if is_chat else "prompt") from None
         if (params.block_size or 1) > self.max_context:
             raise ApiError(400, f"the context has {self.max_context} tokens", param="unmask.block_size")
-        params = self._fit(params, max(map(len, prompts)), is_given=request._limit is not None)
-        return Job(request, prompts, [params.model_copy(update={"seed": (seed + i) % 2**63}) for i in range(num)], started)
+        fitting = [self._fit(params, len(prompt), is_given=request.limit is not None) for prompt in prompts]
+        each = [params for params in fitting for _ in range(request.num_choices // len(prompts))]
+        seeded = [params.model_copy(update={"seed": (seed + i) % 2**63}) for i, params in enumerate(each)]
+        return Job(request, prompts, seeded, started)
 
     async def _prompts(self, request: ChatRequest | CompletionRequest) -> list[list[int]]:
         if isinstance(request, ChatRequest):
             roles = ["system" if message.role == "developer" else message.role for message in request.messages]
             turns = [Message(role=r, content=m.text) for r, m in zip(roles, request.messages, strict=True)]
-            example = Example(id="messages", messages=tuple(turns))
+            if self.limits.system_prompt and roles[0] != "system":
+                turns.insert(0, Message(role="system", content=self.limits.system_prompt))
+            example = Example(id="messages", messages=tuple(turns), response_prefix=self.limits.response_prefix)
             num_characters = sum(len(turn.content) + _LONG_TEXT // 100 for turn in turns)
             return [await self._beside(num_characters, self.tokenizer.prompt_ids, example)]
         num_characters = sum(len(prompt) for prompt in request.prompts if isinstance(prompt, str))
@@ -118,6 +126,11 @@ class Service:
         """Beside the event loop, where it takes long."""
         if num_characters < _LONG_TEXT:
             return work(given)
+        if num_characters > _MAX_CHARACTERS * self.max_context:  # it need not be tokenised to see that
+            raise ApiError(
+                400, f"{num_characters:,} characters are more than the context of {self.max_context} tokens",
+                code="context_length_exceeded",
+            )  # fmt: skip
         return await asyncio.get_running_loop().run_in_executor(self._tokenizing, work, given)
 
     def _fit(self, params: SamplingParams, num_prompt: int, *, is_given: bool) -> SamplingParams:
@@ -135,23 +148,27 @@ class Service:
     # Decoding
 
     @asynccontextmanager
-    async def decoding(self, job: Job, key: str) -> AsyncIterator[list[Decoding]]:
-        """The job's answers being decoded; at the end of the block those that are not finished are taken out.
+    async def decoding(
+        self, request: ChatRequest | CompletionRequest, key: str, started: float
+    ) -> AsyncIterator[tuple[Job, list[Decoding]]]:
+        """A request's answers being decoded; at the end of the block those that are not finished are taken out.
 
-        Raises `ApiError` where there is no room, the engine refuses, or the time is over.
+        started: when it arrived, by the monotonic clock. Raises `ApiError` where there is no room, the engine refuses, or the time is over.
         """
         if self.is_ending:
             raise ApiError(503, "the server is about to end", headers={"Retry-After": "5"})
+        self._check(request)
         requests: list[Decoding] = []
-        with self.admission.place(key, len(job.params)):
+        with self.admission.place(key, request.num_choices):
             try:
                 async with asyncio.timeout(self.limits.request_timeout_s):
+                    job = await self._plan(request, started)
                     requests += await self.engine.submit_all(
                         [(job.prompt(index), params) for index, params in enumerate(job.params)], name="the request",
-                        reports_steps=bool(job.request.stream) and (job.request.wants_steps or job.request.wants_logprobs),
+                        reports_steps=bool(request.stream) and (request.wants_steps or request.wants_logprobs),
                     )  # fmt: skip
                     self.metrics.prompt_tokens.inc(job.num_prompt_tokens)
-                    yield requests
+                    yield job, requests
                     seconds = time.monotonic() - job.started
                     self.metrics.duration.observe(seconds)
                     self.admission.note_duration(seconds)
@@ -162,8 +179,8 @@ class Service:
             except TimeoutError:
                 raise ApiError(504, f"the answer took longer than {self.limits.request_timeout_s:g} s") from None
             finally:
-                for request in requests:
-                    request.cancel()
+                for one in requests:
+                    one.cancel()
 
     def count(self, job: Job, news: RequestOutput, *, is_first: bool) -> None:
         """is_first: of an answer's committed tokens."""
@@ -181,14 +198,22 @@ class Service:
         adapter = Path(wanted.adapter) if wanted.adapter else None if wanted.path else self.source.adapter
         source = Source(folder, adapter)
         async with self._reloading:
+            version = self._version + 1 if wanted.policy_version is None else wanted.policy_version
+            before = dict(self._checkpoints)
             try:
-                version = await self.engine.update_weights(source, policy_version=wanted.policy_version)
-            except UnmaskError as error:
+                self._checkpoints[version] = await asyncio.to_thread(name_of, source)  # known as soon as answers have it
+                self._version = await self.engine.update_weights(source, policy_version=version)
+            except (UnmaskError, OSError) as error:
+                self._checkpoints = before
                 raise ApiError(400, str(error)) from None
             except EngineFailedError as error:
+                self._checkpoints = before
                 raise ApiError(500, f"the engine failed: {error}") from None
-            self.fingerprint = f"{folder.name}@{await asyncio.to_thread(fingerprint, folder)}"
             return version
+
+    def checkpoint(self, trace: Trace | None = None) -> str:
+        """What an answer was decoded with; without one, what the next ones will be."""
+        return self._checkpoints[self._version if trace is None else trace.policy_version]
 
     async def watch(self) -> None:
         """Once a second: how late the event loop is, and how much has been decoded."""
@@ -205,6 +230,12 @@ class Service:
         speed = (after - before) / (now - start) if now > start else 0.0
         self.metrics.loop_lag.set(max(lag for _, _, lag in self._seconds))
         return self.metrics.render(self.engine.snapshot, speed, self.admission.num_answers)
+
+
+def name_of(source: Source) -> str:
+    """Folder and fingerprint of a checkpoint, and of its adapter."""
+    folders = (source.folder,) if source.adapter is None else (source.folder, source.adapter)
+    return "+".join(f"{folder.name}@{fingerprint(folder)}" for folder in folders)
 
 
 def describe(error: ValidationError) -> ApiError:

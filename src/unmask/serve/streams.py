@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from unmask.data.text_stream import TextStream
@@ -16,11 +16,15 @@ from unmask.serve.answers import Form
 from unmask.serve.errors import ApiError
 from unmask.serve.gate import Receive, Scope, Send
 from unmask.serve.metrics import Metrics
+from unmask.serve.protocol import ChatRequest, CompletionRequest
 from unmask.serve.service import Job, Service
 from unmask.types import Trace
 
 T = TypeVar("T")
+AnyRequest = ChatRequest | CompletionRequest
 _LONG_EVENT = 2**16  # bytes
+_MANY_TOKENS = 1000  # whose log-probabilities or texts are written beside the event loop
+_HEARTBEAT_S = 15.0  # what stands between server and client may cut a connection on which nothing is said
 DONE = b"data: [DONE]\n\n"
 
 
@@ -28,40 +32,45 @@ class ClientGoneError(Exception):
     """Nobody reads the answer any more."""
 
 
-async def whole_answer(service: Service, job: Job, key: str, form: Form) -> str:
+async def whole_answer(service: Service, request: AnyRequest, key: str, form: Form, started: float) -> str:
     """The answer as one object, in JSON. Raises `ApiError`."""
-    async with service.decoding(job, key) as requests:
-        return await _whole(service, job, requests, form)
+    async with service.decoding(request, key, started) as (job, requests):
+        has_text, found = [False] * len(requests), dict[int, Trace]()
+        async with contextlib.aclosing(_merged(requests)) as news_of_all:
+            async for index, news in news_of_all:
+                service.count(job, news, is_first=not has_text[index] and bool(news.new_ids))
+                has_text[index] |= bool(news.new_ids)
+                if news.trace is not None:
+                    found[index] = news.trace
+        traces = [found[index] for index in range(len(requests))]
+        choices = [
+            await _beside(len(trace.canvas_ids), _choice, service, request, form, i, trace) for i, trace in enumerate(traces)
+        ]
+        rest = encode(form.answer(answers.usage(job.num_prompt_tokens, traces), service.checkpoint(traces[0])))
+        return f'{rest[:-1]},"choices":[{",".join(choices)}]}}'
 
 
-async def _whole(service: Service, job: Job, requests: list[Decoding], form: Form) -> str:
-    choices: list[str] = []
-    traces: list[Trace] = []
-    for index, request in enumerate(requests):
-        is_first = True
-        async for news in request:
-            service.count(job, news, is_first=is_first and bool(news.new_ids))
-            is_first = is_first and not news.new_ids
-            if news.trace is not None:
-                traces.append(news.trace)
-        trace = traces[index]
-        logprobs = None
-        if job.request.wants_logprobs:
-            logprobs = form.logprobs(trace.response_ids, trace.logprobs[: trace.num_response_tokens], 0)
-        extra = answers.facts(trace, with_trace=job.request.wants_trace)
-        text = answers.answer_text(service.tokenizer, trace)
-        choices.append(encode(form.choice(index, text, trace.finish_reason, logprobs, extra)))
-        await asyncio.sleep(0)  # each may be long: others have their turn
-    rest = encode(form.answer(answers.usage(job.num_prompt_tokens, traces)))
-    return f'{rest[:-1]},"choices":[{",".join(choices)}]}}'
+def _choice(service: Service, request: AnyRequest, form: Form, index: int, trace: Trace) -> str:
+    logprobs = None
+    if request.wants_logprobs:
+        logprobs = form.logprobs(trace.response_ids, trace.logprobs[: trace.num_response_tokens], 0)
+    extra = answers.facts(trace, service.checkpoint(trace), with_trace=request.wants_trace)
+    return encode(form.choice(index, answers.answer_text(service.tokenizer, trace), trace.finish_reason, logprobs, extra))
 
 
-async def chunks(service: Service, job: Job, key: str, form: Form) -> AsyncGenerator[dict[str, Any]]:
+async def _beside(num_tokens: int, work: Callable[..., T], *given: Any) -> T:
+    """Beside the event loop, where it takes long."""
+    result = await asyncio.to_thread(work, *given) if num_tokens > _MANY_TOKENS else work(*given)
+    await asyncio.sleep(0)  # others have their turn
+    return result
+
+
+async def chunks(service: Service, request: AnyRequest, key: str, form: Form, started: float) -> AsyncGenerator[dict[str, Any]]:
     """The answer as the objects of a stream, each as soon as there is news. Raises `ApiError`."""
-    async with service.decoding(job, key) as requests:
+    async with service.decoding(request, key, started) as (job, requests):
         streams = [_ChoiceStream(service, job, form, index) for index in range(len(requests))]
         for stream in streams:
-            yield form.event([stream.beginning()])
+            yield form.event([await _beside(len(job.prompt(stream.index)), stream.beginning)])
         traces: list[Trace] = []
         async with contextlib.aclosing(_merged(requests)) as news_of_all:
             async for index, news in news_of_all:
@@ -69,7 +78,7 @@ async def chunks(service: Service, job: Job, key: str, form: Form) -> AsyncGener
                     yield form.event([part])
                 if news.trace is not None:
                     traces.append(news.trace)
-        if job.request.stream_options is not None and job.request.stream_options.include_usage:
+        if request.stream_options is not None and request.stream_options.include_usage:
             yield form.event([], answers.usage(job.num_prompt_tokens, traces))
 
 
@@ -108,12 +117,12 @@ class _ChoiceStream:
         if wants.wants_logprobs and news.new_ids:
             values = [self.logprobs[self.num_told + i] for i in range(len(news.new_ids))]
             logprobs = self.form.logprobs(news.new_ids, values, self.num_characters)
+            self.num_characters += sum(map(len, self.service.tokenizer.pieces(news.new_ids)))
         self.num_told += len(news.new_ids)
-        self.num_characters += len(text)
         if text or logprobs:
             parts.append(self.form.part(self.index, text, logprobs=logprobs))
         if (trace := news.trace) is not None:
-            extra = answers.facts(trace, with_trace=wants.wants_trace)
+            extra = answers.facts(trace, self.service.checkpoint(trace), with_trace=wants.wants_trace)
             parts.append(self.form.part(self.index, None, trace.finish_reason, extra=extra))
         return parts
 
@@ -148,7 +157,7 @@ class EventStream:
     """
 
     def __init__(self, objects: AsyncGenerator[dict[str, Any]], metrics: Metrics):
-        self.objects, self.metrics = objects, metrics
+        self.objects, self.metrics, self.num_said = objects, metrics, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -165,6 +174,7 @@ class EventStream:
         headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"),
                    (b"x-accel-buffering", b"no")]  # fmt: skip
         await send({"type": "http.response.start", "status": 200, "headers": headers})
+        heart = asyncio.create_task(self._beat(send))
         try:
             await self._put(send, item)
             async for item in self.objects:
@@ -173,9 +183,20 @@ class EventStream:
         except ApiError as error:
             self.metrics.errors.labels(error.type).inc()
             last = b"data: " + error.encode() + b"\n\n"
+        finally:
+            heart.cancel()
         await send({"type": "http.response.body", "body": last})
 
+    async def _beat(self, send: Send) -> None:
+        """A comment now and then, as long as nothing else is said."""
+        while True:
+            before = self.num_said
+            await asyncio.sleep(_HEARTBEAT_S)
+            if self.num_said == before:
+                await send({"type": "http.response.body", "body": b": waiting\n\n", "more_body": True})
+
     async def _put(self, send: Send, item: dict[str, Any]) -> None:
+        self.num_said += 1
         body = b"data: " + encode(item).encode("ascii") + b"\n\n"
         await send({"type": "http.response.body", "body": body, "more_body": True})
         if len(body) > _LONG_EVENT:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -96,3 +97,10 @@ class SamplingParams(BaseModel):
         if self.further_horizon is not None and self.cache != "prefix":
             raise ValueError('further_horizon belongs to cache "prefix"')
         return self
+
+
+def without_other_steps(base: dict[str, Any], given: Collection[str]) -> dict[str, Any]:
+    """Defaults without the one way of giving a number of steps where the other one is given."""
+    other = {"denoising_steps": "denoising_steps_per_block", "denoising_steps_per_block": "denoising_steps"}
+    dropped = {other[name] for name in given if name in other}
+    return {name: value for name, value in base.items() if name not in dropped}
