@@ -1,9 +1,10 @@
 """Open-loop load on `unmask serve`: latency against throughput, with the engine's own ceiling beside.
 
 Requests arrive as a Poisson process, whether earlier ones are answered or not. Prompts and answers have the lengths of GSM8K's
-rows; the model has random weights and does not stop before its limit, so that every request costs what it says. The ceiling is
-the engine alone, in a process of its own, with all requests there from the beginning; "all at once" is the same through the
-server, streamed to as many connections.
+training rows in Qwen's tokens, where these are at hand, or log-normal ones of the same mean and spread. The model has random
+weights and does not stop before its limit, so that every request costs what it says. The ceiling is the engine alone, in a
+process of its own, with all requests there from the beginning; "all at once" is the same through the server, streamed to as many
+connections.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from padding import SHARED, drawn_items, real_items
 
 from unmask import Engine, SamplingParams, load_model
 from unmask.data.chat import ChatTokenizer
@@ -50,12 +52,17 @@ class Told:
     problem: str = ""
 
 
-def make_asks(num: int, mean_prompt: float, mean_answer: float) -> list[Ask]:
-    """Lengths as in GSM8K with Qwen's tokenizer: log-normal, prompts of 105 tokens in the mean, answers of 100."""
-    rng = np.random.default_rng(0)
-    lengths = [rng.lognormal(math.log(mean) - s * s / 2, s, num) for mean, s in ((mean_prompt, 0.25), (mean_answer, 0.45))]
+def lengths_of_rows(num: int) -> np.ndarray:
+    """[num, 2]: tokens of prompts (in the chat template) and answers."""
+    rows, tokenizer = SHARED / "gsm8k" / "train_head1000.jsonl", SHARED / "tokenizers" / "qwen2.5"
+    items = real_items(rows, tokenizer, num) if rows.exists() and tokenizer.exists() else drawn_items(num)
+    return np.array([(len(item.prompt_ids), len(item.response_ids)) for item in items])
+
+
+def make_asks(num: int) -> list[Ask]:
+    lengths, rng = lengths_of_rows(num), np.random.default_rng(0)
     asks = []
-    for i, (prompt, answer) in enumerate(np.ceil(np.stack(lengths, axis=1)).astype(int).tolist()):
+    for i, (prompt, answer) in enumerate(lengths.tolist()):
         content = "".join(WORDS[j] for j in rng.integers(0, len(WORDS), max(1, prompt - 2)))
         asks.append(Ask(content, prompt, answer, i))
     return asks
@@ -167,12 +174,10 @@ def main() -> None:
     parser.add_argument("--vocab", type=int, default=4096)
     parser.add_argument("--block", type=int, default=4)
     parser.add_argument("--threshold", type=float, default=0.9)
-    parser.add_argument("--mean-prompt", type=float, default=105)
-    parser.add_argument("--mean-answer", type=float, default=100)
     parser.add_argument("--loads", type=float, nargs="*", default=[0.25, 0.5, 0.75, 0.9], help="shares of the ceiling")
     parser.add_argument("--offline", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    asks = make_asks(args.requests, args.mean_prompt, args.mean_answer)
+    asks = make_asks(args.requests)
     if args.offline:
         print(offline(args.offline, args.sequences, args.threshold, asks))
         return

@@ -181,3 +181,17 @@ def test_closing_tells_whoever_waits(model) -> None:
             await task
 
     asyncio.run(run())
+
+
+def test_who_waits_for_news_of_a_cancelled_request_is_woken(model) -> None:
+    async def run() -> None:
+        async with AsyncEngine(Engine(model, max_sequences=1)) as engine:
+            first, second = await engine.submit([5], LONG), await engine.submit([6], LONG)
+            waiting = asyncio.create_task(anext(second))  # behind the first one
+            await asyncio.sleep(0.01)
+            second.cancel()
+            with pytest.raises(StopAsyncIteration):
+                await asyncio.wait_for(waiting, 10)
+            first.cancel()
+
+    asyncio.run(run())

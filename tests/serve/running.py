@@ -26,7 +26,7 @@ from unmask.serve.engine_process import Source
 from unmask.serve.server import _Server, address_of, listen, uvicorn_config
 from unmask.serve.service import Service
 
-PATIENCE_S = 60  # for what takes a second on a machine with nothing else to do
+PATIENCE_S = 180  # for what takes a second on a machine with nothing else to do
 
 
 def wait_until(holds: Any, what: str, seconds: float = PATIENCE_S) -> None:
@@ -115,12 +115,13 @@ class Local(Running):
     """The server in a thread, its engine in another one. limits: of the engine, or with a prefix `server_` of the server."""
 
     def __init__(
-        self, folder: Path, *words: str, api_keys: tuple[str, ...] = (), admin_keys: tuple[str, ...] = (), **limits: Any
+        self, folder: Path, *words: str, api_keys: tuple[str, ...] = (), admin_keys: tuple[str, ...] = (),
+        hosts: tuple[str, ...] = (), **limits: Any,
     ):  # fmt: skip
         self.folder, self.said = folder, list[str]()
         more = [f"server.{k[7:]}={v}" if k.startswith("server_") else f"engine.{k}={v}" for k, v in limits.items()]
         self.recipe = load_recipe(ServeRecipe, [], [*words, *more])
-        self._keys, self._is_up = (api_keys, admin_keys), threading.Event()
+        self._keys, self._hosts, self._is_up = (api_keys, admin_keys), hosts, threading.Event()
         self._sock = listen("127.0.0.1", 0)
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
         self._thread.start()
@@ -135,8 +136,9 @@ class Local(Running):
             self.service = Service(engine, tokenizer(), model.spec, self.recipe, Source(self.folder), "tiny")
             api_keys, admin_keys = self._keys
             app = create_app(
-                self.service, page="<p>", find=lambda path: Path(path or self.folder), api_keys=api_keys, admin_keys=admin_keys
-            )
+                self.service, page="<p>", find=lambda path: Path(path or self.folder), api_keys=api_keys, admin_keys=admin_keys,
+                hosts=self._hosts,
+            )  # fmt: skip
             self.server = _Server(uvicorn_config(app, self.recipe.server), self.service, self._say, "serving")
             watching = asyncio.create_task(self.service.watch())
             await self.server.serve(sockets=[self._sock])

@@ -294,3 +294,29 @@ def test_an_old_client_gets_a_stream_that_ends_with_its_connection(local) -> Non
     body = json.dumps({**HELLO, "max_tokens": 3, "stream": True}).encode()
     request = f"POST {CHAT} HTTP/1.0\r\nContent-Type: {JSON['Content-Type']}\r\nContent-Length: {len(body)}\r\n\r\n"
     assert local.client.raw(request.encode() + body).events
+
+
+@pytest.mark.parametrize("fields", [{"stream_unmask": True}, {"unmask": {"stream_unmask": True}}, {"stream_options": {}}])
+def test_what_belongs_to_a_stream_needs_one(local, fields) -> None:
+    assert "belongs to a stream" in local.client.complete("a", **fields).error["message"]
+
+
+def test_what_programs_send_without_asking_for_anything(local) -> None:
+    nothing = ("n", "stream_unmask", "audio", "function_call", "prediction", "reasoning_effort", "verbosity", "tools", "seed")
+    answer = local.client.chat("a", max_tokens=2, safety_identifier="x", prompt_cache_key="y", **dict.fromkeys(nothing))
+    assert answer.data["choices"][0]["message"]["role"] == "assistant"
+
+
+def test_each_prompt_has_its_own_room(local) -> None:
+    """A prompt's answer does not depend on the length of those beside it."""
+    room = local.service.max_context
+    fields = {"temperature": 0, "unmask": {"return_trace": True}}
+    alone = local.client.complete("the", **fields).data["choices"][0]
+    beside = local.client.complete(["the", "a" * (room - 10)], **fields).data["choices"]
+    assert beside[0]["text"] == alone["text"]
+    assert [choice["unmask"]["trace"]["settings"]["max_new_tokens"] for choice in beside] == [256, 10]
+
+
+def test_a_text_beyond_all_measure_is_not_tokenised(local) -> None:
+    error = local.client.complete(["a" * 300_000] * 3).error
+    assert error["code"] == "context_length_exceeded"

@@ -66,6 +66,7 @@ def test_what_only_the_engine_finds_out(folders, tmp_path) -> None:
     (folder / "model.safetensors").write_bytes(b"nothing")
     assert "model.safetensors" in refused(folder, "--port", 0)
     assert "attention_backend" in refused(folders["sdar"], "--port", 0, "engine.attention_backend=none")
+    assert "the server's settings" in refused(folders["sdar"], "--port", 0, "cache=dual")
 
 
 def dry(*words: object) -> dict:
@@ -90,5 +91,11 @@ def test_settings_come_from_the_words_the_mode_and_the_run(folders, tmp_path) ->
         assert (taken["max_new_tokens"], taken["temperature"], taken["seed"]) == (12, 0.8, 0)
     (run / "recipe.toml").write_text("[eval.sampling]\nmax_new_tokens = 13\n")
     assert dry(run)["max_new_tokens"] == 13
+    (run / "recipe.toml").write_text(
+        "[rollout]\ndenoising_steps_per_block = 2\n[source]\nname = 'x'\n[source.options]\nresponse_prefix = '<think>'\n"
+    )
+    own = dry(run, "denoising_steps=9", "server.system_prompt='be brief'")
+    assert (own["denoising_steps"], own.get("denoising_steps_per_block")) == (9, None)
+    assert (own["server"]["response_prefix"], own["server"]["system_prompt"]) == ("<think>", "be brief")
     (Path(run) / "recipe.toml").write_text("[[[")
     assert "recipe.toml" in refused(run)

@@ -109,9 +109,9 @@ def test_completions_of_texts_and_of_token_ids(of_kind) -> None:
 
 
 def test_step_events_add_up_to_the_trace(of_kind) -> None:
-    settings = {"block_size": 8, "confidence_threshold": 0.1, "return_trace": True, "stream_unmask": True}
+    settings = {"block_size": 8, "confidence_threshold": 0.03, "return_trace": True, "stream_unmask": True}
     events = of_kind.client.complete("the sum", max_tokens=30, stream=True, logprobs=0, unmask=settings, **SEEDED).events
-    params = SamplingParams(max_new_tokens=30, block_size=8, confidence_threshold=0.1, **SEEDED)
+    params = SamplingParams(max_new_tokens=30, block_size=8, confidence_threshold=0.03, **SEEDED)
     want = expected(of_kind, [tokenizer().encode("the sum")], params)[0]
     text, steps, reason, last = told(events)
     assert_equal(last["trace"], want)
@@ -199,3 +199,11 @@ def test_64_clients_get_what_each_would_get_alone(of_kind) -> None:
             text, last = answer.data["choices"][0]["text"], answer.data["choices"][0]["unmask"]
         assert text == text_of(trace)
         assert_equal(last["trace"], trace)
+
+
+def test_answers_are_begun_as_in_the_training(folders) -> None:
+    with Local(folders["sdar"], "server.response_prefix='so '", "seed=9") as running:
+        turns = (Message(role="user", content="the"),)
+        prompt = tokenizer().prompt_ids(Example(id="x", messages=turns, response_prefix="so "))
+        want = expected(running, [prompt], SamplingParams(max_new_tokens=9, seed=9, stop_token_ids=(1,)))[0]
+        assert running.client.chat("the", max_tokens=9).data["choices"][0]["message"]["content"] == text_of(want)

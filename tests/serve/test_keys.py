@@ -6,8 +6,9 @@ import pytest
 
 from tests.serve.client import head
 from tests.serve.running import Local
+from unmask.config import ServerConfig
 from unmask.errors import UnmaskError
-from unmask.serve.server import keys_from
+from unmask.serve.server import hosts_of, keys_from, listen
 
 ORIGIN = "https://page.example"
 PREFLIGHT = {
@@ -103,3 +104,18 @@ def test_keys_of_files_and_of_the_environment(tmp_path, monkeypatch) -> None:
         keys_from(file, "NO_SUCH_KEYS")
     with pytest.raises(UnmaskError, match="cannot be read"):
         keys_from(tmp_path / "none", "NO_SUCH_KEYS")
+
+
+def test_a_page_that_gives_its_name_this_address_is_a_stranger(folders) -> None:
+    """Names are looked at where a server is for its own machine only."""
+    with listen("127.0.0.1", 0) as sock:
+        assert set(hosts_of(sock, ServerConfig())) == {"127.0.0.1", "localhost", "::1"}
+        assert hosts_of(sock, ServerConfig(allowed_hosts=("my.name",))) == ("my.name",)
+        assert hosts_of(sock, ServerConfig(allowed_hosts=("*",))) == ()
+    with listen("0.0.0.0", 0) as sock:
+        assert hosts_of(sock, ServerConfig()) == ()
+    with Local(folders["sdar"], hosts=("localhost", "::1")) as running:
+        for name, status in (("evil.example", 421), ("localhost:80", 200), ("[::1]:80", 200), ("LOCALHOST", 200), ("", 421)):
+            answer = running.client.raw(f"GET /health HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n".encode())
+            assert answer.status == status, name
+            assert status == 200 or answer.error["type"] == "invalid_request_error"

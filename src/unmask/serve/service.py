@@ -153,7 +153,8 @@ class Service:
     ) -> AsyncIterator[tuple[Job, list[Decoding]]]:
         """A request's answers being decoded; at the end of the block those that are not finished are taken out.
 
-        started: when it arrived, by the monotonic clock. Raises `ApiError` where there is no room, the engine refuses, or the time is over.
+        started: when it arrived, by the monotonic clock. Raises `ApiError` where there is no room, the engine refuses, or the
+        time is over.
         """
         if self.is_ending:
             raise ApiError(503, "the server is about to end", headers={"Retry-After": "5"})
