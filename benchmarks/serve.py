@@ -3,8 +3,8 @@
 Requests arrive as a Poisson process, whether earlier ones are answered or not. Prompts and answers have the lengths of GSM8K's
 training rows in Qwen's tokens, where these are at hand, or log-normal ones of the same mean and spread. The model has random
 weights and does not stop before its limit, so that every request costs what it says. The ceiling is the engine alone, in a
-process of its own, with all requests there from the beginning; "all at once" is the same through the server, streamed to as many
-connections.
+process of its own, with all requests there from the beginning; "all at once" is the same through the server, every answer
+streamed to a connection of its own.
 """
 
 from __future__ import annotations

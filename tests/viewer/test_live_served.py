@@ -11,7 +11,7 @@ from unmask import SamplingParams, generate
 from unmask.types import Example, Message
 
 
-@pytest.mark.parametrize("kind", KINDS[:2])
+@pytest.mark.parametrize("kind", [KINDS[0], pytest.param(KINDS[1], marks=pytest.mark.slow)])
 def test_the_page_shows_what_the_engine_decodes(kind, browser, tmp_path) -> None:
     folder = save_tiny(tmp_path / kind, kind)
     model, question = loaded(folder), "add 9+4, please?"

@@ -6,6 +6,7 @@ import io
 
 import pytest
 from rich.console import Console
+from rich.style import Style
 
 from tests.viewer.screen import Screen
 from unmask.types import Trace
@@ -26,6 +27,7 @@ class Terminal:
 
     def __init__(self, num_columns: int = 40, height: int = 12, pieces: list[str] = PIECES) -> None:
         self.file = io.StringIO()
+        Style._add.cache_clear()  # rich keeps how a style was last written, also on a terminal of fewer colours
         console = Console(
             file=self.file, width=num_columns, height=height, force_terminal=True, color_system="truecolor", highlight=False,
             legacy_windows=False, _environ={},
