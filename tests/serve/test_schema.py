@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
@@ -10,6 +12,7 @@ from schemathesis.checks import CHECKS, load_all_checks
 from tests.serve.models import tokenizer
 from tests.serve.running import Local
 from unmask.data.chat import ChatTokenizer
+from unmask.serve.described import ChatCompletion, Completion
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +64,30 @@ def test_the_description_holds(open_one) -> None:
     seen = fuzz(open_one, 40)
     print(seen)
     assert {"POST /v1/completions 200", "POST /v1/chat/completions 200", "POST /admin/reload 400"} <= set(seen)
+
+
+def test_answers_are_as_described(open_one) -> None:
+    """With everything that they may have; the fuzzer asks for it rarely."""
+    body = {"n": 2, "unmask": {"return_trace": True}}
+    chat = open_one.client.post(
+        "/v1/chat/completions", {**body, "messages": [{"role": "user", "content": "a"}], "logprobs": True}
+    )
+    ChatCompletion.model_validate_json(chat.body)
+    ChatCompletion.model_validate_json(open_one.client.chat("a").body)
+    Completion.model_validate_json(open_one.client.post("/v1/completions", {**body, "prompt": ["a", "b"], "logprobs": 0}).body)
+
+
+@pytest.mark.parametrize("keys", [(), ("one",)])
+def test_keys_are_described(folders, keys) -> None:
+    with Local(folders["sdar"], api_keys=keys) as running:
+        description = json.loads(running.client.get("/openapi.json").body)
+    with_keys = {path for path, methods in description["paths"].items() if any("security" in m for m in methods.values())}
+    of_models = {path for path in description["paths"] if path.startswith("/v1/")}
+    assert with_keys == {"/admin/reload"} | (of_models if keys else set())
+    assert description["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+    answer = description["paths"]["/v1/completions"]["post"]["responses"]["200"]["content"]
+    assert answer["application/json"]["schema"] == {"$ref": "#/components/schemas/Completion"}
+    assert "text/event-stream" in answer
 
 
 @pytest.mark.slow

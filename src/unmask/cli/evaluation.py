@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from unmask.cli.training import split_words
-from unmask.config import EvalRecipe, Plugin, fill_plugins, load_recipe, read_toml, to_toml
+from unmask.config import EvalRecipe, Plugin, fill_plugins, load_recipe, recipe_of_run, to_toml
 from unmask.config.evaluation import EvalTask
 from unmask.errors import UnmaskError
 from unmask.files import write_text
@@ -173,13 +173,8 @@ def _console() -> Console:
 
 def _from_run(checkpoint: str) -> dict:
     """The source, reward and seed of the run that a checkpoint (or run folder) belongs to, as far as there is one."""
-    folder = Path(checkpoint)
-    if not folder.is_dir():
+    if not (recipe := recipe_of_run(checkpoint)):
         return {}
-    for candidate in (folder, folder.resolve().parent.parent):
-        if (candidate / "recipe.toml").exists() and (candidate / "checkpoints").is_dir():
-            recipe = read_toml(candidate / "recipe.toml")
-            source = recipe.get("eval", {}).get("source") or recipe.get("source")
-            base = {"source": source, "reward": recipe.get("reward"), "run": {"seed": recipe.get("run", {}).get("seed", 0)}}
-            return {key: value for key, value in base.items() if value is not None}
-    return {}
+    source = recipe.get("eval", {}).get("source") or recipe.get("source")
+    base = {"source": source, "reward": recipe.get("reward"), "run": {"seed": recipe.get("run", {}).get("seed", 0)}}
+    return {key: value for key, value in base.items() if value is not None}

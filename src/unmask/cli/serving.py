@@ -6,7 +6,7 @@ import asyncio
 import sys
 from pathlib import Path
 
-from unmask.config import ServeRecipe, load_recipe, read_toml, to_toml
+from unmask.config import ServeRecipe, load_recipe, recipe_of_run, to_toml
 from unmask.config.evaluation import DEFAULT_MODES
 from unmask.errors import UnmaskError
 from unmask.types import SamplingParams
@@ -37,7 +37,7 @@ def run_serve(
     from unmask.launch import find_model_folder
     from unmask.models.checkpoint import read_spec, weights_folder
     from unmask.serve.engine_process import EngineOptions, ProcessLink, Source
-    from unmask.serve.service import Service
+    from unmask.serve.service import Service, context_of
     from unmask.viewer import render_live
 
     get_strategy(recipe.remasking_strategy)
@@ -57,7 +57,7 @@ def run_serve(
 
     with listen(recipe.server.host, recipe.server.port) as sock:
         _say(f"loading {folder}")
-        room = (recipe.server.max_context or spec.rotary.max_positions or 2**31) - 1
+        room = context_of(recipe.server, spec) - 1
         sampling = recipe.sampling.model_copy(update={"max_new_tokens": min(recipe.max_new_tokens, room)})
         link = ProcessLink(EngineOptions(source, device, dtype, recipe.engine, sampling, num_threads))
         if not api_keys and not is_loopback(sock.getsockname()[0]):
@@ -77,16 +77,12 @@ def run_serve(
 def _of_run(checkpoint: str) -> dict:
     """How a run folder's recipe decodes: its rollouts (RL), or its evaluation (SFT), where it says more than the defaults; and
     how the prompts that it was trained on were made."""
-    folder = Path(checkpoint)
-    for candidate in (folder, folder.resolve().parent.parent):
-        if (candidate / "recipe.toml").exists() and (candidate / "checkpoints").is_dir():
-            recipe = read_toml(candidate / "recipe.toml")
-            given = recipe.get("rollout") or recipe.get("eval", {}).get("sampling") or {}
-            base = {key: value for key, value in given.items() if key in SamplingParams.model_fields and key != "seed"}
-            turns = recipe.get("source", {}).get("options", {})
-            turns = {key: turns[key] for key in ("system_prompt", "response_prefix") if turns.get(key)}
-            return {**base, "server": turns} if turns else base
-    return {}
+    recipe = recipe_of_run(checkpoint)
+    given = recipe.get("rollout") or recipe.get("eval", {}).get("sampling") or {}
+    base = {key: value for key, value in given.items() if key in SamplingParams.model_fields and key != "seed"}
+    turns = recipe.get("source", {}).get("options", {})
+    turns = {key: turns[key] for key in ("system_prompt", "response_prefix") if turns.get(key)}
+    return {**base, "server": turns} if turns else base
 
 
 def _say(text: str) -> None:

@@ -70,6 +70,16 @@ def read_toml(file: Path) -> dict[str, Any]:
         raise UnmaskError(f"{file}: not valid TOML: {error}") from None
 
 
+def recipe_of_run(checkpoint: str) -> dict[str, Any]:
+    """The recipe of the run folder that this is, or that a checkpoint belongs to; empty where there is none. Raises
+    `UnmaskError`."""
+    folder = Path(checkpoint)
+    for candidate in (folder, folder.resolve().parent.parent) if folder.is_dir() else ():
+        if (candidate / "recipe.toml").exists() and (candidate / "checkpoints").is_dir():
+            return read_toml(candidate / "recipe.toml")
+    return {}
+
+
 def _parse_word(word: str) -> dict[str, Any]:
     key, equals, text = word.partition("=")
     if not equals or not key.strip():

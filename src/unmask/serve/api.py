@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from unmask.errors import UnmaskError
+from unmask.serve import described
 from unmask.serve.answers import ChatForm, CompletionForm, Form
 from unmask.serve.errors import ApiError
 from unmask.serve.gate import App, Gate
@@ -31,16 +32,13 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         408: "the body did not arrive",
         413: "the body is too large",
         415: "not JSON",
+        421: "the server is not called by this name",
         429: "no room; try again after Retry-After seconds",
         500: "the engine failed",
         503: "the server ends",
         504: "it took too long",
     }.items()
 }
-_ANSWERS: dict[int | str, dict[str, Any]] = {
-    **_ERRORS,
-    200: {"description": "the answer, or its events", "content": {"text/event-stream": {"schema": {"type": "string"}}}},
-}  # fmt: skip
 _ROUTES = (
     "/", "/health", "/ready", "/metrics", "/openapi.json", "/v1/models", "/v1/chat/completions", "/v1/completions",
     "/admin/reload",
@@ -61,20 +59,20 @@ def create_app(
     app = FastAPI(title="unmask", version="1", docs_url=None, redoc_url=None, redirect_slashes=False)
     limits = service.limits
     _add_error_handlers(app, service)
-    _add_openapi(app)
+    _add_openapi(app, needs_key=bool(api_keys))
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def player() -> HTMLResponse:
         return HTMLResponse(page, headers={"X-Frame-Options": "DENY", "X-Content-Type-Options": "nosniff"})
 
-    @app.get("/health", responses={503: _ERRORS[503]})
+    @app.get("/health", response_model=described.Status, responses=_errors(421, 503))
     async def health() -> dict[str, str]:
         """Whether the server works; while it ends, too."""
         if not service.engine.is_running:
             raise ApiError(503, "the engine has ended")
         return {"status": "ok"}
 
-    @app.get("/ready", responses={503: _ERRORS[503]})
+    @app.get("/ready", response_model=described.Status, responses=_errors(421, 503))
     async def ready() -> dict[str, str]:
         """Whether it takes new requests."""
         if service.is_ending or not service.engine.is_running:
@@ -86,28 +84,30 @@ def create_app(
         text, content_type = service.render_metrics()
         return Response(text, media_type=content_type)
 
-    @app.get("/v1/models", responses={401: _ERRORS[401]})
+    @app.get("/v1/models", response_model=described.ModelList, responses=_errors(401, 421))
     async def models() -> dict[str, Any]:
         """The one model there is."""
         return {"object": "list", "data": [_model(service)]}
 
-    @app.get("/v1/models/{name:path}", responses={k: _ERRORS[k] for k in (401, 404)})
+    @app.get("/v1/models/{name:path}", response_model=described.ModelObject, responses=_errors(401, 404, 421))
     async def model(name: str) -> dict[str, Any]:
         if name != service.name:
             raise ApiError(404, f"the model {name!r} is not here; this server has {service.name!r}", code="model_not_found")
         return _model(service)
 
-    @app.post("/v1/chat/completions", responses=_ANSWERS)
+    @app.post("/v1/chat/completions", responses=_answers(described.ChatCompletion))
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
         """The answer to a conversation."""
         return await _answer(service, request, body, ChatForm)
 
-    @app.post("/v1/completions", responses=_ANSWERS)
+    @app.post("/v1/completions", responses=_answers(described.Completion))
     async def completions(request: Request, body: CompletionRequest) -> Response:
         """What follows a text, without a chat template."""
         return await _answer(service, request, body, CompletionForm)
 
-    @app.post("/admin/reload", responses={k: _ERRORS[k] for k in (400, 401, 403, 408, 413, 415, 500, 503)})
+    @app.post(
+        "/admin/reload", response_model=described.Reloaded, responses=_errors(400, 401, 403, 408, 413, 415, 421, 500, 503)
+    )
     async def reload(body: ReloadRequest | None = None) -> dict[str, Any]:
         """Other weights of the same model. Requests under way are finished with the old ones, others wait for the new."""
         wanted = body or ReloadRequest()
@@ -201,15 +201,28 @@ def _add_error_handlers(app: FastAPI, service: Service) -> None:
         return respond(ApiError(500, "the server has a defect; its log has the details"))
 
 
-def _add_openapi(app: FastAPI) -> None:
-    """The description without the answer of FastAPI's own to bad input: here that is 400."""
+def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: _ERRORS[status] for status in statuses}
+
+
+def _answers(model: type) -> dict[int | str, dict[str, Any]]:
+    """Descriptions of what a request for text may be answered with."""
+    events = {"text/event-stream": {"schema": {"type": "string"}}}
+    return {200: {"model": model, "description": "the answer; with `stream` its events", "content": events}, **_ERRORS}
+
+
+def _add_openapi(app: FastAPI, *, needs_key: bool) -> None:
+    """The description, with the keys, and without the answer of FastAPI's own to bad input: here that is 400."""
     make: Callable[[], dict[str, Any]] = app.openapi
 
     def openapi() -> dict[str, Any]:
         description = make()
-        for methods in description["paths"].values():
+        description["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        for path, methods in description["paths"].items():
             for method in methods.values():
                 method["responses"].pop("422", None)
+                if path.startswith("/admin") or (needs_key and path.startswith("/v1")):
+                    method["security"] = [{"key": []}]
         return description
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -18,7 +18,6 @@ from typing import Any
 
 import h11
 import uvicorn
-from h11._connection import DEFAULT_MAX_INCOMPLETE_EVENT_SIZE
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from unmask.config import ServerConfig, ServeRecipe
@@ -34,6 +33,7 @@ from unmask.serve.gate import App
 from unmask.serve.service import Service
 
 _ENDED = "the server has ended"
+_MAX_HEAD = 2**14  # bytes of a request before its body
 _LAST_WORDS_S = 1.0  # after a second signal, for what is told to those in flight
 _NUM_FILES = 65536  # connections that may be open, as far as the system lets us
 
@@ -80,6 +80,9 @@ async def serve(
             hosts=hosts_of(sock, recipe.server),
         )
         server = _Server(uvicorn_config(app, recipe.server), service, say, f"serving {name} at {address_of(sock)}")
+        # What is there by now stays: to look through all of it for garbage would hold the loop up for a tenth of a second.
+        gc.collect()
+        gc.freeze()
         watching = asyncio.create_task(service.watch())
         ending = asyncio.create_task(_end_with(engine, server))
         try:
@@ -110,7 +113,7 @@ def uvicorn_config(app: App, limits: ServerConfig) -> uvicorn.Config:
 
     return uvicorn.Config(
         app, http=Protocol, ws="none", lifespan="off", log_level="critical", access_log=False, server_header=False,
-        backlog=2048, timeout_keep_alive=max(1, round(limits.keep_alive_s)),
+        backlog=2048, h11_max_incomplete_event_size=_MAX_HEAD, timeout_keep_alive=max(1, round(limits.keep_alive_s)),
         timeout_graceful_shutdown=round(limits.shutdown_timeout_s) + 5,  # after ours, for what does not listen
     )  # fmt: skip
 
@@ -124,9 +127,6 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        # What is there by now stays: to look through all of it for garbage would hold the loop up for a tenth of a second.
-        gc.collect()
-        gc.freeze()
         self._say(self._greeting)  # not before: who reads it may connect
 
     @contextlib.contextmanager
@@ -218,7 +218,7 @@ class _Protocol(H11Protocol):
             self.transport.abort()
 
     def send_400_response(self, msg: str) -> None:
-        if len(self.conn.trailing_data[0]) > DEFAULT_MAX_INCOMPLETE_EVENT_SIZE:
+        if len(self.conn.trailing_data[0]) > _MAX_HEAD:
             self._refuse(431, "the head of the request is too long")
         else:
             self._refuse(400, f"this is no valid HTTP request ({msg.rstrip('.')})")

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from unmask.config import ServeRecipe
+from unmask.config import ServerConfig, ServeRecipe
 from unmask.data.chat import ChatTokenizer
 from unmask.engine import AsyncEngine, EngineFailedError, RequestOutput
 from unmask.engine.aio import Decoding
@@ -70,7 +70,7 @@ class Service:
         self._version = 0
         self.seed = recipe.seed if "seed" in recipe.model_fields_set else None
         self.is_ending = False
-        self.max_context = recipe.server.max_context or spec.rotary.max_positions or 2**31
+        self.max_context = context_of(recipe.server, spec)
         self._tokenizing = ThreadPoolExecutor(1, "unmask-tokenize")
         self._reloading = asyncio.Lock()
         self._num_tokens = 0
@@ -231,6 +231,11 @@ class Service:
         speed = (after - before) / (now - start) if now > start else 0.0
         self.metrics.loop_lag.set(max(lag for _, _, lag in self._seconds))
         return self.metrics.render(self.engine.snapshot, speed, self.admission.num_answers)
+
+
+def context_of(limits: ServerConfig, spec: ModelSpec) -> int:
+    """Tokens of a prompt and its answer."""
+    return limits.max_context or spec.rotary.max_positions or 2**31
 
 
 def name_of(source: Source) -> str:
