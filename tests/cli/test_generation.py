@@ -68,6 +68,7 @@ def test_restart_skips_finished_rows(trained, rows, tmp_path) -> None:
     assert [decoded(row) for row in lines(output)] == [decoded(row) for row in lines(whole)]
 
 
+@pytest.mark.slow
 def test_killed_and_started_again(trained, rows, tmp_path) -> None:
     """Whole lines are there after a kill; the second start makes the rest, and the same file as an undisturbed one."""
     many = tmp_path / "many.jsonl"

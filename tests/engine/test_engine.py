@@ -17,7 +17,7 @@ from unmask.engine import Engine, runner
 from unmask.types import SamplingParams
 
 
-@grid(3, block_size=[1, 3, 4, 8, 32], temperature=[0.0, 1.0], strategy=STRATEGIES)
+@grid(5, block_size=[1, 3, 4, 8, 32], temperature=[0.0, 1.0], strategy=STRATEGIES)
 def test_engine_is_generate(model, strategy, temperature, block_size) -> None:
     """Prompt lengths 0 to 2b + 1, stops and limits inside blocks."""
     params = SamplingParams(

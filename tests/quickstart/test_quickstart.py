@@ -80,6 +80,7 @@ def test_all_stages_and_the_report(finished) -> None:
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("checkpoints/*/*")} == before  # nothing is trained twice
 
 
+@pytest.mark.slow
 def test_the_report_plays_in_a_browser(small, tmp_path, browser) -> None:
     folder = tmp_path / "q"
     assert unmask("quickstart", "--dir", folder, *SETTINGS).returncode == 0

@@ -40,7 +40,7 @@ def lines(name: str) -> list[dict]:
     return [json.loads(line) for line in (GRADED / name).read_text(encoding="utf-8").splitlines()]
 
 
-@pytest.mark.parametrize("every", [10, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [25, pytest.param(1, marks=pytest.mark.slow)])
 def test_forms_of_answers(every: int) -> None:
     """Numbers, units, choices, lists, intervals, points, expressions, words: forms of 218 answers, and what is near them."""
     rows = []

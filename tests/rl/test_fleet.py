@@ -238,6 +238,7 @@ def test_weights_are_sent_through_a_group(fleet, monkeypatch) -> None:
     assert fleet.sender.num_collective == before + 2
 
 
+@pytest.mark.slow
 def test_an_actor_that_dies_or_hangs_is_replaced_and_nothing_changes(fleet, monkeypatch) -> None:
     """Bit for bit."""
     said: list[str] = []

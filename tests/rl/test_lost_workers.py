@@ -37,6 +37,7 @@ def at_work(folder: Path, harmed: list[int]) -> int:
     raise AssertionError("nobody is at work")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for stopped processes")
 def test_a_run_does_not_notice(tmp_path) -> None:
     (tmp_path / "own.py").write_text(REWARD)

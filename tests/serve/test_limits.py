@@ -13,6 +13,7 @@ import pytest
 
 from tests.serve.client import head, read_all, read_answer, took
 from tests.serve.running import Local, wait_until
+from unmask.serve import streams
 
 CHAT = "/v1/chat/completions"
 ENDLESS = {"max_tokens": 4000, "unmask": {"ignore_eos": True, "stop_token_ids": []}}
@@ -43,16 +44,16 @@ def assert_cut_off(connection: socket.socket) -> None:
 
 
 def test_who_finds_no_room_is_told_at_once(narrow) -> None:
-    streams = [narrow.client.begin(**ENDLESS) for _ in range(3)]
+    begun = [narrow.client.begin(**ENDLESS) for _ in range(3)]
     other = narrow.client.with_key("b")
     refused = narrow.client.complete("x")  # of this key
-    streams.append(other.begin(**ENDLESS))
+    begun.append(other.begin(**ENDLESS))
     full = other.complete("x")  # of all
     for answer, said in ((refused, "this key has 3 answers under way, of 3"), (full, "4 answers are under way or wait, of 4")):
         assert (answer.status, answer.error["type"], answer.error["code"]) == (429, "rate_limit_error", "rate_limit_exceeded")
         assert said in answer.error["message"]
         assert 1 <= int(answer.headers["retry-after"]) <= 60
-    for stream in streams:
+    for stream in begun:
         stream.close()
     narrow.assert_idle()
     assert other.complete("x", max_tokens=2).status == 200
@@ -73,6 +74,22 @@ def test_an_answer_that_takes_too_long(narrow) -> None:
     *events, last, rest = streamed.text.split("\n\n")
     assert (len(events) > 3, rest) == (True, "")
     assert json.loads(last.removeprefix("data: "))["error"]["type"] == "timeout_error"
+    narrow.assert_idle()
+
+
+def test_a_stream_that_waits_says_so_now_and_then(narrow, monkeypatch) -> None:
+    monkeypatch.setattr(streams, "_HEARTBEAT_S", 0.05)
+    ahead = [narrow.client.begin(**ENDLESS) for _ in range(2)]
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(narrow.client.complete, "x", stream=True, max_tokens=2)
+        time.sleep(0.5)
+        for stream in ahead:
+            stream.close()
+        waiting = answer.result()
+    *events, last = waiting.text.split("\n\n")[:-1]
+    assert (waiting.status, last) == (200, "data: [DONE]")
+    assert events.count(": waiting") > 3
+    assert all(event == ": waiting" or json.loads(event.removeprefix("data: ")) for event in events)
     narrow.assert_idle()
 
 

@@ -71,6 +71,7 @@ def test_it_serves_what_the_engine_says_and_ends_when_told(folders) -> None:
     assert len(served.lines) == 3
 
 
+@pytest.mark.slow
 def test_without_its_engine_it_ends(folders) -> None:
     with Served(folders["sdar"], *FEW) as served:
         asking = Asking(served, **ENDLESS)

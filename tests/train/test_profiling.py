@@ -13,6 +13,7 @@ from unmask.errors import UnmaskError
 from unmask.train.profiling import StepProfiler, check_whole
 
 
+@pytest.mark.slow
 def test_a_profiled_run_is_the_same_run(tmp_path) -> None:
     recipe = write_recipe(tmp_path, "rl", RL)
     words = ["train.max_steps=2", "run.num_threads=1", "value.enabled=true", "eval.every_steps=0", "train.group_size=2"]

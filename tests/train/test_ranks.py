@@ -201,6 +201,7 @@ class Started:
         return self.process.returncode, out, err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the ranks in /proc")
 def test_a_rank_that_dies_ends_all_and_the_run_goes_on_as_if_it_had_not(runs, tmp_path) -> None:
     """Its launcher starts all again, as often as is said; then it is resumed."""
@@ -266,6 +267,7 @@ def test_ranks_start_again_with_smaller_packs(runs, tmp_path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the ranks in /proc")
+@pytest.mark.slow
 def test_a_signal_saves_and_a_mistake_is_one_line(runs, tmp_path) -> None:
     recipe, run = runs[1] / "sft.toml", tmp_path / "run"
     started = Started(recipe, run, "checkpoint.every_steps=0", "train.max_steps=100000")
