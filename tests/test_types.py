@@ -105,6 +105,8 @@ def test_notebooks_show_a_record_with_its_texts() -> None:
     assert "right answer yes" in shown.text
     assert "reward 0.5" in shown.text
     assert "ye↵\ns[7]" in shown.text  # a token without a text has its id
+    family = "\N{WOMAN}\N{ZERO WIDTH JOINER}\N{WOMAN}\N{ZERO WIDTH JOINER}\N{GIRL}"  # one picture
+    assert family in Reader(replace(record, canvas_pieces=[family, "a", "b", "c"])._repr_html_()).text
     assert Reader(replace(record, canvas_pieces=[], reward=None)._repr_html_()).text.count("reward") == 0
 
 

@@ -56,6 +56,27 @@ def test_its_helper_for_streams(client) -> None:
     assert final.choices[0].message.content == again.choices[0].message.content
 
 
+def test_what_chat_programs_send_along(client) -> None:
+    """An answer goes back as it came, or with a program's own notes; what asks for nothing may stand there."""
+    ask = {"model": "tiny", "seed": 3, "max_tokens": 12}
+    answer = client.chat.completions.create(messages=HELLO, **ask).choices[0].message
+    turns = [
+        {"role": "assistant", "content": answer.content},
+        answer.to_dict(),
+        {"role": "assistant", "content": [{"type": "text", "text": answer.content}], "metadata": None, "options": None},
+        {"role": "assistant", "content": answer.content, "tool_calls": None, "annotations": [], "metadata": {"title": "x"}},
+    ]
+    nothing = {
+        "presence_penalty": 0, "frequency_penalty": 0.0, "top_logprobs": 0, "logit_bias": {}, "tools": [],
+        "tool_choice": "none", "response_format": {"type": "text"}, "user": "me", "store": False, "stop": None,
+    }  # fmt: skip
+    texts = set()
+    for turn, more in zip(turns, ({}, nothing, {}, {}), strict=True):
+        again = client.chat.completions.create(messages=[*HELLO, turn, *HELLO], **ask, **more)
+        texts.add((again.usage.prompt_tokens, again.choices[0].message.content))
+    assert len(texts) == 1
+
+
 def test_completions_and_their_stream(client) -> None:
     fields = {"model": "tiny", "prompt": ["the", "an"], "seed": 3, "max_tokens": 12, "logprobs": 0}
     answer = client.completions.create(**fields)

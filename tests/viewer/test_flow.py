@@ -10,8 +10,9 @@ import pytest
 from tests.conftest import random_prompts
 from tests.models.rows import opinionated
 from unmask.diffusion.generate import generate
-from unmask.types import SamplingParams, html
-from unmask.viewer.flow import LEVELS, Canvas, flow, level, num_before, shown_text, trace_canvas
+from unmask.types import SamplingParams
+from unmask.types.levels import LEVELS, level
+from unmask.viewer.flow import Canvas, flow, num_before, shown_text, trace_canvas
 from unmask.viewer.page import read_asset
 from unmask.viewer.player import PLAYER_SCRIPTS
 
@@ -66,11 +67,11 @@ def test_what_a_model_writes_cannot_move_the_cursor(piece, expected) -> None:
     assert shown_text(piece, 7) == expected
 
 
-def test_levels_are_those_of_the_page_and_of_notebooks() -> None:
+def test_levels_are_those_of_the_page() -> None:
     scripts = "".join(read_asset(name) for name in PLAYER_SCRIPTS)
     (edges,) = re.findall(r"CONFIDENCE_EDGES = (\[.*?\]);", scripts)
-    assert tuple(json.loads(edges)) == LEVELS == html._LIMITS
-    assert [level(c) for c in (0.0, *LEVELS, 1.0)] == [0, 1, 2, 3, 4, 4]
+    assert tuple(json.loads(edges)) == LEVELS
+    assert [level(c) for c in (0.0, *LEVELS, 1.0, float("nan"))] == [0, 1, 2, 3, 4, 4, 0]
 
 
 def test_steps_fill_the_canvas_and_blocks_come_one_by_one() -> None:

@@ -10,7 +10,8 @@ from rich.style import Style
 
 from tests.viewer.screen import Screen
 from unmask.types import Trace
-from unmask.viewer.flow import Canvas, flow, level
+from unmask.types.levels import level
+from unmask.viewer.flow import Canvas, flow
 from unmask.viewer.palette import FRESH, page_colours
 from unmask.viewer.terminal import Texts, Watcher, window
 

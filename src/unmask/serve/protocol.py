@@ -80,6 +80,8 @@ class ChatMessage(Model):
     tool_call_id: str | None = None
     annotations: list[Any] | None = None
     reasoning_content: str | None = None
+    metadata: dict[str, Any] | None = None  # notes of chat programs on their own turns
+    options: list[Any] | None = None
 
     @property
     def text(self) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import html
-import math
 import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from unmask.types.levels import level
 
 if TYPE_CHECKING:
     from unmask.types.trace import Trace, TraceRecord
@@ -15,9 +16,9 @@ if TYPE_CHECKING:
 _TINTS = (
     "rgba(240,120,40,.55)", "rgba(240,150,80,.32)", "rgba(128,128,128,.16)", "rgba(80,140,230,.25)", "rgba(60,130,235,.45)",
 )  # fmt: skip
-_LIMITS = (0.5, 0.75, 0.9, 0.99)
 _BOX = "border:1px solid rgba(128,128,128,.4);border-radius:6px;padding:8px 12px;margin:4px 0;max-width:60em"
 _FLOW = "font-family:monospace;line-height:1.7;white-space:pre-wrap;overflow-wrap:anywhere"
+_HARMLESS = "\n\t\u200c\u200d\u00ad"  # breaks; joiners, which scripts and pictures are written with; where a word may break
 _QUIET = "opacity:.7;font-size:90%"
 
 
@@ -50,8 +51,7 @@ def _token(trace: Trace, index: int, text: str, *, spaced: bool) -> str:
     step, confidence, token = trace.step_map[index], trace.confidences[index], trace.canvas_ids[index]
     if step < 0:
         return '<span style="opacity:.35" title="never unmasked">▒</span>' + " " * spaced
-    rank = sum(confidence >= limit for limit in _LIMITS) if not math.isnan(confidence) else 0
-    style = f"background:{_TINTS[rank]};border-radius:3px"
+    style = f"background:{_TINTS[level(confidence)]};border-radius:3px"
     if index >= trace.num_response_tokens:  # after the stop token: decoded, and no part of the response
         style = "opacity:.45;font-style:italic"
     title = f"step {step} · confidence {confidence:.3g} · id {token}"
@@ -61,5 +61,5 @@ def _token(trace: Trace, index: int, text: str, *, spaced: bool) -> str:
 
 def _escape(text: str) -> str:
     """Safe in element content and in double-quoted attributes; what would turn the writing around or is no text becomes �."""
-    shown = (c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs") else "�" for c in text)
+    shown = (c if c in _HARMLESS or unicodedata.category(c) not in ("Cc", "Cf", "Cs") else "�" for c in text)
     return html.escape("".join(shown), quote=True)

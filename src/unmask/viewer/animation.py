@@ -13,7 +13,8 @@ from rich.cells import cell_len, set_cell_size
 from unmask.errors import UnmaskError
 from unmask.files import new_file
 from unmask.types import TraceRecord
-from unmask.viewer.flow import LEVELS, Canvas, Run, flow, level, shown_text, trace_canvas
+from unmask.types.levels import LEVELS, level
+from unmask.viewer.flow import Canvas, Run, flow, shown_text, trace_canvas
 from unmask.viewer.palette import FRESH, ON_FRESH, page_colours
 from unmask.viewer.picture import monospace_font
 

@@ -14,7 +14,6 @@ from unmask.types import Trace
 NEWLINE = "↵"  # shown where a token breaks the line
 BORDER = "│"
 UNSHOWN = "�"  # for what no screen shows
-LEVELS = (0.5, 0.75, 0.9, 0.99)  # confidences at which the colour changes, as on the page
 
 
 @dataclass(slots=True)
@@ -110,11 +109,6 @@ def _is_ordered(trace: Trace, first: int) -> bool:
             blocks.setdefault((i + first) // trace.block_size, []).append(step)
     ranges = [(min(steps), max(steps)) for steps in blocks.values()]
     return all(before[1] < after[0] for before, after in pairwise(ranges))
-
-
-def level(confidence: float) -> int:
-    """0 (unsure) to 4 (sure)."""
-    return sum(confidence >= limit for limit in LEVELS)
 
 
 def shown_text(piece: str, token: int) -> str:

@@ -12,7 +12,8 @@ from rich.style import Style
 from rich.text import Text
 
 from unmask.types import Trace
-from unmask.viewer.flow import LEVELS, Canvas, Run, flow, level, shown_text
+from unmask.types.levels import LEVELS, level
+from unmask.viewer.flow import Canvas, Run, flow, shown_text
 from unmask.viewer.palette import FRESH, ON_FRESH, page_colours
 
 MASK = "▒▒"
