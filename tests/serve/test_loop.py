@@ -15,7 +15,7 @@ FAST = {"ignore_eos": True, "stop_token_ids": [], "block_size": 64, "denoising_s
 
 @pytest.fixture(scope="module")
 def large(folders) -> Local:
-    with Local(folders["sdar"], num_pages=20_000, page_size=4) as running:
+    with Local(folders["sdar"], num_pages=20_000, page_size=4, server_max_context=9000) as running:
         running.client.complete("a", max_tokens=2)  # the first one has more to do
         gc.collect()
         gc.freeze()  # as the command does; here it is what all tests have left
@@ -48,7 +48,7 @@ def test_large_requests(large, body) -> None:
 
 
 def test_conversations_of_thousands_of_turns(large) -> None:
-    messages = [{"role": "user", "content": "hello you"}] * 4000
+    messages = [{"role": "user", "content": "hello you"}] * 2000
     assert large.longest_stall_s(lambda: large.client.post("/v1/chat/completions", {"messages": messages})) < LIMIT_S
 
 
@@ -62,14 +62,15 @@ def test_large_answers(large, stream) -> None:
     assert stall < LIMIT_S
 
 
+@pytest.mark.parametrize("num", [2500, pytest.param(4000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("stream", [False, True])
-def test_long_answers(large, stream) -> None:
-    """Thirty thousand tokens after a prompt of as many: seconds of work."""
-    prompt = [5 + i % 40 for i in range(30_000)]
+def test_long_answers(large, stream, num) -> None:
+    """After prompts that are as long, with all that can be said of each token."""
+    prompt = [5 + i % 40 for i in range(num)]
     steps = {"stream_unmask": True} if stream else {}
-    fields = {"prompt": prompt, "max_tokens": 30_000, "logprobs": 0, "stream": stream}
+    fields = {"prompt": prompt, "max_tokens": num, "logprobs": 0, "stream": stream}
     fields["unmask"] = {**FAST, **steps, "block_size": 500, "return_trace": True}
     answers: list[Answer] = []
     stall = large.longest_stall_s(lambda: answers.append(large.client.post("/v1/completions", fields)))
-    assert (answers[0].status, len(answers[0].body) > 2**21) == (200, True)
+    assert (answers[0].status, len(answers[0].body) > 50 * num) == (200, True)
     assert stall < LIMIT_S

@@ -1,5 +1,5 @@
-"""A rank of several runs, one after the other: `python several_runs.py FOLDER [NUM_STEPS NAME..]`, started by torch's launcher;
-without names all, each with its own number of steps."""
+"""A rank of several runs, one after the other: `python several_runs.py FOLDER NUM_STEPS NAME..`, started by torch's launcher;
+NUM_STEPS 0 = each run's own number of steps."""
 
 import sys
 from pathlib import Path
@@ -9,6 +9,7 @@ import torch
 from tests.recipes import RL, SFT
 from unmask.config import RlRecipe, SftRecipe, load_recipe
 from unmask.dist import joined_ranks
+from unmask.files import write_text
 from unmask.launch import start
 
 # A signal at each step: an untrained model's responses have different shares of digits.
@@ -30,8 +31,10 @@ SHARDED = ["train.shard_size=0"]  # over the ranks there are: with one, nothing 
 RUNS = {
     "sft": (SFT, ["train.batch_size=7", "train.max_tokens_per_micro_batch=64", "eval.num_loss_examples=5", *SHARDED]),
     "sft-copies": (SFT, ["train.batch_size=7", "train.max_tokens_per_micro_batch=64"]),
-    "sft-moe": (SFT, ["model.preset=sdar_moe/tiny", "train.batch_size=7", "optimizer.lr=1e-4", *WATCHED]),
-    "sft-moe-sharded": (SFT, ["model.preset=sdar_moe/tiny", "train.batch_size=7", "optimizer.lr=1e-4", *SHARDED]),
+    "sft-moe": (SFT, ["model.preset=sdar_moe/tiny", "train.batch_size=7", "optimizer.lr=1e-4"]),
+    "sft-moe-sharded": (
+        SFT, ["model.preset=sdar_moe/tiny", "train.batch_size=7", "optimizer.lr=1e-4", *SHARDED, *WATCHED],
+    ),
     "sft-llada": (SFT, ["model.preset=llada/tiny", "train.batch_size=5", "lora.rank=4", *SHARDED]),
     "rl": (RL, ["train.prompts_per_step=3", "train.max_tokens_per_micro_batch=256", *VALUE]),
     "rl-sharded": (
@@ -39,23 +42,22 @@ RUNS = {
              *VALUE, *SHARDED],
     ),
 }  # fmt: skip
-NUM_STEPS = {"sft": 12, "sft-copies": 4, "sft-moe": 6, "sft-moe-sharded": 4, "sft-llada": 6, "rl": 8, "rl-sharded": 8}
+NUM_STEPS = {"sft": 12, "sft-copies": 4, "sft-moe": 4, "sft-moe-sharded": 6, "sft-llada": 6, "rl": 8, "rl-sharded": 8}
 
 
-def run_all(folder: Path, num_steps: dict[str, int]) -> None:
-    for name, num in num_steps.items():
+def run_all(folder: Path, num_steps: int, names: list[str]) -> None:
+    for name in names:
         text, words = RUNS[name]
         file = folder / f"{name}.toml"
-        if not file.exists():
-            file.write_text(text)
+        write_text(file, text)  # every rank, whole at once: others may be reading it
         if text is RL:
-            (folder / "reward.py").write_text(REWARD)
+            write_text(folder / "reward.py", REWARD)
             words = [*words, f"reward.name={folder / 'reward.py'}:share_of_digits", "reward.options={}"]
         kind = SftRecipe if text is SFT else RlRecipe
-        more = [f"run.dir={folder / name}", f"train.max_steps={num}", "run.num_threads=1"]
+        more = [f"run.dir={folder / name}", f"train.max_steps={num_steps or NUM_STEPS[name]}", "run.num_threads=1"]
         start(load_recipe(kind, [file], ["optimizer.lr=1e-3", *words, *more]))
 
 
 if __name__ == "__main__":
     with joined_ranks(torch.device("cpu")):
-        run_all(Path(sys.argv[1]), dict.fromkeys(sys.argv[3:], int(sys.argv[2])) if sys.argv[2:] else NUM_STEPS)
+        run_all(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])

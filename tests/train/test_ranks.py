@@ -27,6 +27,7 @@ from unmask.train.timings import over_ranks, read_timings
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 # What follows from how rows are packed, and not from what they are.
 FORWARDED = {"num_tokens", "num_forwarded_tokens"}
+SHARDED_RUNS = ("sft", "sft-moe-sharded", "rl-sharded")
 
 
 def python(*words: object, **options) -> subprocess.CompletedProcess[str]:
@@ -48,20 +49,26 @@ def assert_equal(a: Path, b: Path) -> None:
             assert math.isclose(x[key], y[key], rel_tol=tolerance, abs_tol=tolerance), (a.name, x["step"], key, x[key], y[key])
 
 
-def run_on_both(folders: tuple[Path, Path], *words: str) -> tuple[Path, Path]:
-    """The same runs of one rank, and of two."""
+def run_on_both(make_folder, num_steps: int, *names: str) -> tuple[Path, Path]:
+    """The same runs of one rank, and of two. num_steps: 0 = each run's own."""
+    folders = (make_folder("one"), make_folder("two"))
     for folder, launcher in zip(folders, ([], TORCHRUN), strict=True):
-        result = python(*launcher, "-m", "tests.train.several_runs", folder, *words)
+        result = python(*launcher, "-m", "tests.train.several_runs", folder, num_steps, *names)
         assert result.returncode == 0, result.stderr[-3000:]
     return folders
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> tuple[Path, Path]:
-    return run_on_both((tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")))
+    return run_on_both(tmp_path_factory.mktemp, 0, *SHARDED_RUNS)
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.fixture(scope="module")
+def other_runs(tmp_path_factory) -> tuple[Path, Path]:
+    return run_on_both(tmp_path_factory.mktemp, 0, *(RUNS.keys() - SHARDED_RUNS))
+
+
+@pytest.mark.parametrize("name", SHARDED_RUNS)
 def test_two_ranks_are_one(runs, name) -> None:
     one, two = runs
     assert max(record["step"] for record in metrics_of(one / name)) == NUM_STEPS[name]
@@ -69,11 +76,15 @@ def test_two_ranks_are_one(runs, name) -> None:
 
 
 @pytest.mark.slow
-def test_two_ranks_are_one_for_twenty_steps(tmp_path) -> None:
+@pytest.mark.parametrize("name", sorted(RUNS.keys() - SHARDED_RUNS))
+def test_two_ranks_are_one_in_other_ways(other_runs, name) -> None:
+    test_two_ranks_are_one(other_runs, name)
+
+
+@pytest.mark.slow
+def test_two_ranks_are_one_for_twenty_steps(tmp_path_factory) -> None:
     names = ["sft", "sft-copies", "rl"]
-    for folder in (folders := (tmp_path / "one", tmp_path / "two")):
-        folder.mkdir()
-    one, two = run_on_both(folders, "20", *names)
+    one, two = run_on_both(tmp_path_factory.mktemp, 20, *names)
     for name in names:
         assert max(record["step"] for record in metrics_of(one / name)) == 20
         assert_equal(one / name, two / name)
@@ -83,7 +94,7 @@ def test_every_rank_is_watched(runs) -> None:
     """Its timings, its log, its profile; TensorBoard is written by the first alone, and has the mean and the largest."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    one, two = (folder / "sft-moe" for folder in runs)
+    one, two = (folder / "sft-moe-sharded" for folder in runs)
     assert all("rank" not in records[0] for _, records in read_timings(one))
     steps = dict(read_timings(two))
     assert list(steps) == [1, 2, 3, 4, 5, 6]
@@ -289,7 +300,7 @@ def test_a_signal_saves_and_a_mistake_is_one_line(runs, tmp_path) -> None:
 def test_killed_at_random_moments(runs, tmp_path, attempt) -> None:
     """One rank, or all of them with their launcher, whatever they are at: weights sharded, a value model, saving beside it."""
     run, rng = tmp_path / "run", random.Random(attempt)
-    started = Started(runs[1] / "rl.toml", run, name="rl-sharded")
+    started = Started(runs[1] / "rl-sharded.toml", run, name="rl-sharded")
     started.wait_for(run / "metrics.jsonl", rng.randint(1, 7))  # of ten lines
     time.sleep(rng.uniform(0, 1.5))
     victims = started.ranks()
@@ -305,7 +316,7 @@ def test_killed_at_random_moments(runs, tmp_path, attempt) -> None:
     for checkpoint in list_checkpoints(run / "checkpoints"):
         assert find_damage(checkpoint) is None
     resume = ["--resume"] if (run / "recipe.toml").exists() else []
-    code, _, err = Started(runs[1] / "rl.toml", run, *resume, name="rl-sharded").end()
+    code, _, err = Started(runs[1] / "rl-sharded.toml", run, *resume, name="rl-sharded").end()
     assert code == 0, err
     assert (run / "metrics.jsonl").read_bytes() == (runs[1] / "rl-sharded" / "metrics.jsonl").read_bytes()
     a, b = (list_checkpoints(folder / "checkpoints")[-1] for folder in (run, runs[1] / "rl-sharded"))

@@ -182,7 +182,7 @@ class Request(Model):
 class ChatRequest(Request):
     """`POST /v1/chat/completions`."""
 
-    messages: list[ChatMessage] = Field(min_length=1, max_length=4096, fail_fast=True)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=2048, fail_fast=True)
     max_completion_tokens: Annotated[int, Field(ge=1, le=2**20)] | None = Field(
         None, description="max_tokens, by its newer name"
     )

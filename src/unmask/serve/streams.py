@@ -22,7 +22,7 @@ from unmask.types import Trace
 
 T = TypeVar("T")
 AnyRequest = ChatRequest | CompletionRequest
-_LONG_EVENT = 2**16  # bytes
+_LONG_EVENT = 2**12  # bytes: after one, others have their turn
 _MANY_TOKENS = 1000  # whose log-probabilities or texts are written beside the event loop
 _HEARTBEAT_S = 15.0  # what stands between server and client may cut a connection on which nothing is said
 DONE = b"data: [DONE]\n\n"
