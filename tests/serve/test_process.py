@@ -106,7 +106,7 @@ def test_what_takes_too_long_to_end_is_told_off(folders, number) -> None:
     with Served(folders["sdar"], *FEW, "server.shutdown_timeout_s=0.3") as served:
         asking = Asking(served, **ENDLESS)
         half = served.client.connect()
-        half.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{")
+        half.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\n{")
         before = time.monotonic()
         assert served.stop(number) == 0
         assert time.monotonic() - before < 30
@@ -124,7 +124,7 @@ def test_a_second_signal_does_not_wait(folders) -> None:
     with Served(folders["sdar"], *FEW, "server.shutdown_timeout_s=1000") as served:
         asking = Asking(served, **ENDLESS)
         half = served.client.connect()
-        half.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{")
+        half.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\n{")
         served.process.send_signal(signal.SIGINT)
         time.sleep(0.3)
         assert served.process.poll() is None
