@@ -24,8 +24,9 @@ TEXT = '{"prompt":"hello",'
         (b"null", 400, "body"),
         (b"[]", 400, "the body: should be a JSON object"),
         (b'"hello"', 400, "object"),
-        (b"[" * 200_000, 400, "JSON"),
-        (b'{"prompt":' + b"[" * 50_000 + b"]" * 50_000 + b"}", 400, "JSON"),
+        (b"[" * 20_000, 400, "JSON"),
+        (b"[" * 200_000, 413, "lists"),
+        (b'{"prompt":' + b"[" * 10_000 + b"]" * 10_000 + b"}", 400, "JSON"),
         (TEXT.encode() + b'"metadata":{"a":' + b'{"a":' * 400 + b"1" + b"}" * 402, 400, "recursion"),
         (TEXT.encode() + b'"temperature":NaN}', 400, "temperature"),
         (TEXT.encode() + b'"temperature":1e999}', 400, "temperature"),
@@ -40,7 +41,14 @@ TEXT = '{"prompt":"hello",'
         (b'{"prompt":"a","\\ud800":1}', 400, "hex escape"),
         (b'{"prompt":"a","max_tokens":4,"stop":["\\udc00"],"stream":true}', 400, "hex escape"),
         ('{"prompt":"a","max_tokens":4}'.encode("utf-16"), 400, "UTF-8"),
-        (b'{"metadata":{"a":[' + b"1," * 200_000 + b"1]}}", 413, "values"),
+        (TEXT.encode() + b'"metadata":{"a":[' + b"1," * 200_000 + b"1]}}", 413, "54,096 values"),
+        (TEXT.encode() + b'"max_tokens":2,"metadata":{"a":[' + b"1," * 50_000 + b"1]}}", 200, ""),
+        (TEXT.encode() + b'"metadata":{"a":[' + b",".join([b'{"a" :1}'] * 20_001) + b"]}}", 413, "20,000 keys"),
+        (TEXT.encode() + b'"max_tokens":2,"metadata":{"a":[' + b",".join([b'{"a" :1}'] * 19_000) + b"]}}", 200, ""),
+        (TEXT.encode() + b'"metadata":{"a":[' + b",".join([b"[[[[]]]]"] * 6000) + b"]}}", 413, "20,000 lists and objects"),
+        (b'{"prompt":"' + b"a," * 60_000 + b'"}', 400, "max_tokens"),
+        (json.dumps({"prompt": json.dumps({str(i): [i] for i in range(25_000)})}).encode(), 400, "no tokens"),
+        (TEXT.encode() + b'"metadata":{"a":[' + b",".join([b'"a"'] * 50_001) + b"]}}", 413, "50,000 texts"),
         (b'\xef\xbb\xbf{"prompt":"a","max_tokens":4}', None, ""),
         (b'{"prompt":"\\u0000"}', 400, "no tokens"),
     ],
@@ -222,6 +230,7 @@ def test_what_is_not_json_by_name_is_refused(local, kind) -> None:
 @pytest.mark.parametrize("kind", ["application/json; charset=utf-8", "APPLICATION/JSON", "application/vnd.api+json"])
 def test_json_by_other_names(local, kind) -> None:
     assert local.client.post(CHAT, {**HELLO, "max_tokens": 2}, **{"Content-Type": kind}).status == 200
+    assert local.client.post(CHAT, {**HELLO, "bogus": 2}, **{"Content-Type": kind}).error["param"] == "bogus"
 
 
 @pytest.mark.parametrize(

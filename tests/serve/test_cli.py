@@ -40,6 +40,7 @@ def refused(*words: object) -> str:
         (["--api-key-file", "/none/such"], "/none/such"),
         (["--admin-key-file", "/none/such"], "/none/such"),
         (["--host", "256.256.256.256"], "cannot listen on 256.256.256.256"),
+        (["--host", "a..b"], "cannot listen on a..b, port"),
     ],
 )  # fmt: skip
 def test_bad_words(folders, words, said) -> None:

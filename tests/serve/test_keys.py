@@ -87,6 +87,9 @@ def test_a_page_of_an_origin_that_is_let_in(keyed) -> None:
     assert "Retry-After" in answers[0].headers["access-control-expose-headers"]
     other = keyed.client.with_key("key-a").get("/v1/models", Origin="https://other.example")
     assert "access-control-allow-origin" not in other.headers
+    refused = keyed.client.request("OPTIONS", "/v1/completions", None, {**PREFLIGHT, "Origin": "https://other.example"})
+    assert (refused.status, refused.error["message"]) == (400, "Disallowed CORS origin")
+    assert "access-control-allow-origin" not in refused.headers
 
 
 def test_keys_of_files_and_of_the_environment(tmp_path, monkeypatch) -> None:

@@ -40,6 +40,8 @@ def test_chat_and_its_stream(client) -> None:
     texts, last = ["", ""], None
     for chunk in stream:
         assert chunk.object == "chat.completion.chunk"
+        assert "usage" in chunk.model_fields_set
+        assert (chunk.usage is None) == bool(chunk.choices)
         for choice in chunk.choices:
             texts[choice.index] += choice.delta.content or ""
         last = chunk

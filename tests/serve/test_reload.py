@@ -115,6 +115,7 @@ def test_adapters_are_merged(server, tmp_path, folders) -> None:
         ({"adapter": "/none such"}, "none such"),
         ({"adapter": "a\0b"}, ""),
         ({"policy_version": -1}, "policy_version"),
+        ({"policy_version": 0}, "policy_version"),
         ({"policy_version": 2**70}, "policy_version"),
         ({"where": 1}, "where"),
         ([], "object"),

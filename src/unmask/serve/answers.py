@@ -24,6 +24,7 @@ class Form:
 
     def __init__(self, model: str, tokenizer: ChatTokenizer):
         self.tokenizer = tokenizer
+        self.has_usage = False  # chunks say it: null but in the last
         self._head = {"id": f"{self.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
     def answer(self, usage: dict[str, Any], fingerprint: str) -> dict[str, Any]:
@@ -31,7 +32,7 @@ class Form:
         return {**self._head, "object": self.whole, "system_fingerprint": fingerprint, "usage": usage}
 
     def event(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None = None) -> dict[str, Any]:
-        return {**self._head, "object": self.chunk, "choices": choices, **({} if usage is None else {"usage": usage})}
+        return {**self._head, "object": self.chunk, "choices": choices, **({"usage": usage} if self.has_usage else {})}
 
     def choice(self, index: int, text: str, finish_reason: str, logprobs: dict | None, extra: dict) -> dict[str, Any]:
         raise NotImplementedError

@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, Response
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
@@ -20,7 +21,7 @@ from unmask.errors import UnmaskError
 from unmask.serve import described
 from unmask.serve.answers import ChatForm, CompletionForm, Form
 from unmask.serve.errors import ApiError
-from unmask.serve.gate import App, Gate
+from unmask.serve.gate import App, Gate, crowding
 from unmask.serve.protocol import ChatRequest, CompletionRequest, ErrorBody, ReloadRequest
 from unmask.serve.service import Service, describe_problems
 from unmask.serve.streams import ClientGoneError, EventStream, chunks, unless_gone, whole_answer
@@ -42,8 +43,6 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         504: "it took too long",
     }.items()
 }
-# Of a body: what it takes the event loop some 10 ms to read. Values beside the tokens of a prompt.
-_MAX_VALUES, _MAX_KEYS = 50_000, 20_000
 _ROUTES = (
     "/", "/health", "/ready", "/metrics", "/openapi.json", "/v1/models", "/v1/chat/completions", "/v1/completions",
     "/admin/reload",
@@ -62,7 +61,8 @@ def create_app(
     """
     # Without the pages of documentation, which load scripts from elsewhere.
     app = FastAPI(title="unmask", version="1", docs_url=None, redoc_url=None, redirect_slashes=False)
-    app.router.route_class = _route_class(_MAX_VALUES + service.max_context)
+    app.openapi_version = "3.2.0"  # which can describe events
+    app.router.route_class = _route_class(service.max_context)
     limits = service.limits
     _add_error_handlers(app, service)
     _add_openapi(app, needs_key=bool(api_keys))
@@ -131,17 +131,32 @@ def create_app(
     if not limits.cors_origins:
         return gate
     # Before the gate: a browser asks whether it may ask without a key, and shows a page no error that does not say it may.
-    return CORSMiddleware(
+    return _Cors(
         gate, allow_origins=list(limits.cors_origins), allow_methods=["*"], allow_headers=["*"], expose_headers=["Retry-After"]
     )
 
 
-def _route_class(max_values: int) -> type[APIRoute]:
+class _Cors(CORSMiddleware):
+    """Refuses in the form of all errors."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        response = super().preflight_response(request_headers)
+        if response.status_code < 400:
+            return response
+        kept = {name: value for name, value in response.headers.items() if not name.startswith("content-")}
+        body = ApiError(response.status_code, bytes(response.body).decode()).encode()
+        return Response(body, response.status_code, kept, "application/json")
+
+
+def _route_class(max_context: int) -> type[APIRoute]:
     """Routes that read JSON faster than Starlette, and nothing that takes the event loop long."""
 
     class QuickRequest(Request):
         async def json(self) -> Any:
-            text = (await self.body()).decode()  # what is not UTF-8 has an answer of its own
+            body = await self.body()
+            if problem := crowding(body, max_context):
+                raise HTTPException(413, problem)
+            text = body.decode()  # what is not UTF-8 has an answer of its own
             try:
                 return from_json(text, cache_strings="none")
             except ValueError as error:
@@ -152,12 +167,7 @@ def _route_class(max_values: int) -> type[APIRoute]:
             answer = super().get_route_handler()
 
             async def handle(request: Request) -> Response:
-                quick = QuickRequest(request.scope, request.receive)
-                body = await quick.body()
-                for mark, limit, what in ((b",", max_values, "values"), (b'":', _MAX_KEYS, "keys")):
-                    if body.count(mark) > limit:
-                        raise ApiError(413, f"the request's body has more than {limit:,} {what}, which is the limit here")
-                return await answer(quick)
+                return await answer(QuickRequest(request.scope, request.receive))
 
             return handle
 
@@ -213,7 +223,7 @@ def _add_error_handlers(app: FastAPI, service: Service) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":
+        if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
             said = f"it is {kind!r}" if kind else "there is none"
             return respond(ApiError(415, f"the body should be JSON, with the header 'Content-Type: application/json'; {said}"))
         problems = error.errors()
@@ -243,7 +253,8 @@ def _answers(model: type) -> dict[int | str, dict[str, Any]]:
     """Descriptions of what a request for text may be answered with."""
     data = {"type": "string", "description": "a chunk of the answer as JSON, at the end [DONE]"}
     events = {"text/event-stream": {"itemSchema": {"type": "object", "properties": {"data": data}, "required": ["data"]}}}
-    return {200: {"model": model, "description": "the answer; with `stream` its events", "content": events}, **_ERRORS}
+    errors = {status: error for status, error in _ERRORS.items() if status != 403}
+    return {200: {"model": model, "description": "the answer; with `stream` its events", "content": events}, **errors}
 
 
 def _add_openapi(app: FastAPI, *, needs_key: bool) -> None:
@@ -252,6 +263,8 @@ def _add_openapi(app: FastAPI, *, needs_key: bool) -> None:
 
     def openapi() -> dict[str, Any]:
         description = make()
+        for unused in ("HTTPValidationError", "ValidationError"):
+            description["components"]["schemas"].pop(unused, None)
         description["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         for path, methods in description["paths"].items():
             for method in methods.values():

@@ -46,10 +46,11 @@ def listen(host: str, port: int) -> socket.socket:
         sock = socket.socket(family, kind, protocol)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         if sock is not None:
             sock.close()
-        raise UnmaskError(f"cannot listen on {host}, port {port}: {error.strerror or error}; choose another") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UnmaskError(f"cannot listen on {host}, port {port}: {reason}; choose another") from None
     return sock
 
 

@@ -199,7 +199,11 @@ class Service:
         adapter = Path(wanted.adapter) if wanted.adapter else None if wanted.path else self.source.adapter
         source = Source(folder, adapter)
         async with self._reloading:
+            if self.is_ending or not self.engine.is_running:
+                raise ApiError(503, "the server is about to end" if self.is_ending else "the engine has ended")
             version = self._version + 1 if wanted.policy_version is None else wanted.policy_version
+            if version in self._checkpoints:  # answers are told which weights they had by it
+                raise ApiError(400, f"policy_version {version} has been used", param="policy_version")
             before = dict(self._checkpoints)
             try:
                 self._checkpoints[version] = await asyncio.to_thread(name_of, source)  # known as soon as answers have it

@@ -23,6 +23,7 @@ from unmask.types import Trace
 T = TypeVar("T")
 AnyRequest = ChatRequest | CompletionRequest
 _LONG_EVENT = 2**12  # bytes: after one, others have their turn
+_PIECE = 2000  # elements of a list that are written at once
 _MANY_TOKENS = 1000  # whose log-probabilities or texts are written beside the event loop
 _HEARTBEAT_S = 15.0  # what stands between server and client may cut a connection on which nothing is said
 DONE = b"data: [DONE]\n\n"
@@ -55,7 +56,8 @@ def _choice(service: Service, request: AnyRequest, form: Form, index: int, trace
     if request.wants_logprobs:
         logprobs = form.logprobs(trace.response_ids, trace.logprobs[: trace.num_response_tokens], 0)
     extra = answers.facts(trace, service.checkpoint(trace), with_trace=request.wants_trace)
-    return encode(form.choice(index, answers.answer_text(service.tokenizer, trace), trace.finish_reason, logprobs, extra))
+    write = encode_long if len(trace.canvas_ids) > _MANY_TOKENS else encode
+    return write(form.choice(index, answers.answer_text(service.tokenizer, trace), trace.finish_reason, logprobs, extra))
 
 
 async def _beside(num_tokens: int, work: Callable[..., T], *given: Any) -> T:
@@ -65,21 +67,29 @@ async def _beside(num_tokens: int, work: Callable[..., T], *given: Any) -> T:
     return result
 
 
-async def chunks(service: Service, request: AnyRequest, key: str, form: Form, started: float) -> AsyncGenerator[dict[str, Any]]:
-    """The answer as the objects of a stream, each as soon as there is news. Raises `ApiError`."""
+async def _written(num_tokens: int, event: dict[str, Any]) -> str:
+    """As JSON; beside the event loop, where it takes long."""
+    return await asyncio.to_thread(encode_long, event) if num_tokens > _MANY_TOKENS else encode(event)
+
+
+async def chunks(service: Service, request: AnyRequest, key: str, form: Form, started: float) -> AsyncGenerator[str]:
+    """The answer as the objects of a stream in JSON, each as soon as there is news. Raises `ApiError`."""
+    form.has_usage = request.stream_options is not None and request.stream_options.include_usage
     async with service.decoding(request, key, started) as (job, requests):
         streams = [_ChoiceStream(service, job, form, index) for index in range(len(requests))]
         for stream in streams:
-            yield form.event([await _beside(len(job.prompt(stream.index)), stream.beginning)])
+            num_tokens = len(job.prompt(stream.index))
+            yield await _written(num_tokens, form.event([await _beside(num_tokens, stream.beginning)]))
         traces: list[Trace] = []
         async with contextlib.aclosing(_merged(requests)) as news_of_all:
             async for index, news in news_of_all:
+                num_tokens = len(news.trace.canvas_ids) if news.trace is not None and request.wants_trace else len(news.new_ids)
                 for part in streams[index].parts(news):
-                    yield form.event([part])
+                    yield await _written(num_tokens, form.event([part]))
                 if news.trace is not None:
                     traces.append(news.trace)
-        if request.stream_options is not None and request.stream_options.include_usage:
-            yield form.event([], answers.usage(job.num_prompt_tokens, traces))
+        if form.has_usage:
+            yield encode(form.event([], answers.usage(job.num_prompt_tokens, traces)))
 
 
 class _ChoiceStream:
@@ -156,7 +166,7 @@ class EventStream:
     it; the generator is closed in any case.
     """
 
-    def __init__(self, objects: AsyncGenerator[dict[str, Any]], metrics: Metrics):
+    def __init__(self, objects: AsyncGenerator[str], metrics: Metrics):
         self.objects, self.metrics, self.num_said = objects, metrics, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -195,17 +205,29 @@ class EventStream:
             if self.num_said == before:
                 await send({"type": "http.response.body", "body": b": waiting\n\n", "more_body": True})
 
-    async def _put(self, send: Send, item: dict[str, Any]) -> None:
+    async def _put(self, send: Send, item: str) -> None:
         self.num_said += 1
-        body = b"data: " + encode(item).encode("ascii") + b"\n\n"
+        body = b"data: " + item.encode("ascii") + b"\n\n"
         await send({"type": "http.response.body", "body": body, "more_body": True})
         if len(body) > _LONG_EVENT:
             await asyncio.sleep(0)  # others have their turn
 
 
-def encode(item: dict[str, Any]) -> str:
-    """JSON in ASCII: what a trace repeats of a request may hold half characters, which UTF-8 has no bytes for."""
+def encode(item: Any) -> str:
+    """JSON in ASCII: what a model writes may hold half characters, which UTF-8 has no bytes for."""
     return json.dumps(item, separators=(",", ":"))
+
+
+def encode_long(item: Any) -> str:
+    """The same in pieces: a single one of a long trace would hold up the event loop from any thread."""
+    if isinstance(item, dict):
+        return "{" + ",".join(f"{encode(str(key))}:{encode_long(value)}" for key, value in item.items()) + "}"
+    if isinstance(item, list | tuple) and len(item) <= _PIECE and any(isinstance(one, dict) for one in item):
+        return "[" + ",".join(map(encode_long, item)) + "]"
+    if isinstance(item, list | tuple) and len(item) > _PIECE:
+        pieces = (encode(item[i : i + _PIECE])[1:-1] for i in range(0, len(item), _PIECE))
+        return "[" + ",".join(pieces) + "]"
+    return encode(item)
 
 
 async def unless_gone(work: Coroutine[Any, Any, T], receive: Receive) -> T:
