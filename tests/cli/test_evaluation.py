@@ -96,6 +96,7 @@ def test_the_table(trained, tmp_path) -> None:
     assert list(results(tmp_path / "out")["tasks"]["chained_arithmetic"]["modes"]) == ["dynamic"]
 
 
+@pytest.mark.slow
 def test_killed_and_started_again(trained, evaluated, tmp_path) -> None:
     """Whatever an earlier run has written is kept, what it was writing is not, and the result is that of one run."""
     output = tmp_path / "out"

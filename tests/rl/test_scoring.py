@@ -212,6 +212,7 @@ def is_alive(pid: int) -> bool:
         return file.read().rpartition(")")[2].split()[0] != "Z"
 
 
+@pytest.mark.slow
 def test_workers_end_with_their_parent(parent) -> None:
     """At once, if they can; one that holds the interpreter's lock half a second after its time limit."""
     loop, lock, *idle = (int(word) for word in parent.stdout.readline().split())

@@ -32,7 +32,7 @@ OBJECTIVES = {
 }
 
 
-@grid(3, family=["sdar", "sdar_moe", "dream", "llada", "mmada"], name=OBJECTIVES)
+@grid(5, family=["sdar", "sdar_moe", "dream", "llada", "mmada"], name=OBJECTIVES)
 def test_every_objective_trains_every_family(family, name, tmp_path) -> None:
     words = [f"model.preset={family}/tiny", f"objective.name={name}", *OBJECTIVES[name], "eval.every_steps=0", "run.seed=1"]
     words += ["train.max_steps=8", "train.batch_size=16"]

@@ -23,14 +23,16 @@ def findings(page) -> list[str]:
     ]
 
 
-@pytest.fixture(params=["light", "dark"])
-def scheme(request):
-    return request.param
-
-
-@pytest.fixture(params=["wide", "phone"])
-def look(request, scheme):
-    return {"viewport": SIZES[request.param], "color_scheme": scheme, "bypass_csp": True}  # axe is a script of its own
+@pytest.fixture(
+    params=[
+        ("wide", "light"), ("phone", "dark"), pytest.param(("wide", "dark"), marks=pytest.mark.slow),
+        pytest.param(("phone", "light"), marks=pytest.mark.slow),
+    ],
+    ids="-".join,
+)  # fmt: skip
+def look(request):
+    size, scheme = request.param
+    return {"viewport": SIZES[size], "color_scheme": scheme, "bypass_csp": True}  # axe is a script of its own
 
 
 @pytest.fixture
