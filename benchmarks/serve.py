@@ -114,7 +114,7 @@ async def ask_server(port: int, body: bytes) -> Told:
         async for line in reader:
             if math.isnan(told.first_s) and b'"content":"w' in line:
                 told.first_s = time.perf_counter() - start
-            if b'"usage":' in line:
+            if b'"completion_tokens":' in line:
                 told.num_tokens = int(re.search(rb'"completion_tokens":(\d+)', line)[1])
             if b"[DONE]" in line:
                 told.total_s = time.perf_counter() - start

@@ -61,7 +61,7 @@ def fuzz(server: Local, num: int) -> dict[str, int]:
 
 
 def test_the_description_holds(open_one) -> None:
-    seen = fuzz(open_one, 25)
+    seen = fuzz(open_one, 15)
     print(seen)
     assert {"POST /v1/completions 200", "POST /v1/chat/completions 200", "POST /admin/reload 400"} <= set(seen)
 
