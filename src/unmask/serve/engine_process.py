@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import queue
 import socket
 import subprocess
@@ -32,6 +33,9 @@ _CODE = (
     "import json, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); sys.path[:] = json.loads(sys.argv[1]); "
     "from unmask.serve.engine_process import main; main()"
 )
+# How long a thread spins as it waits for the others: here within a forward, not between two of them, when the server has work to
+# do. The first is what `unmask` sets for all commands (cli/main.py), the second what serves a tenth more (docs/log.md).
+_SPINS_OF_COMMAND, _SPINS = "2000", "20000"
 _END_S = 10.0  # for a process to end by itself
 
 
@@ -82,7 +86,12 @@ class ProcessLink:
         ours, theirs = socket.socketpair()
         with theirs:
             command = [sys.executable, "-c", _CODE, json.dumps(sys.path), str(theirs.fileno())]
-            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+            environment = dict(os.environ)
+            if environment.get("GOMP_SPINCOUNT") == _SPINS_OF_COMMAND:
+                environment["GOMP_SPINCOUNT"] = _SPINS
+            self._process = subprocess.Popen(
+                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment
+            )  # fmt: skip
         self._connection = Connection(ours.detach())
         try:
             self._connection.send(options)
