@@ -33,8 +33,8 @@ _CODE = (
     "import json, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); sys.path[:] = json.loads(sys.argv[1]); "
     "from unmask.serve.engine_process import main; main()"
 )
-# How long a thread spins as it waits for the others: here within a forward, not between two of them, when the server has work to
-# do. The first is what `unmask` sets for all commands (cli/main.py), the second what serves a tenth more (docs/log.md).
+# How long a thread spins as it waits for the others: here within a forward, not between two of them, when the server has work
+# to do. The first is what `unmask` sets for all commands (cli/main.py), the second what serves a tenth more (docs/log.md).
 _SPINS_OF_COMMAND, _SPINS = "2000", "20000"
 _END_S = 10.0  # for a process to end by itself
 
